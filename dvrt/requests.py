@@ -1,0 +1,104 @@
+"""What a client asks for and what it gets: the values that every level speaks.
+
+Prompts are token ids here; text lives above, in ``dvrt.serve`` and ``dvrt.text``.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+from dvrt.errors import RequestRejected
+from dvrt.wire import message
+
+
+class FinishReason(Enum):
+    """Why a sample ended. The first three are the OpenAI API's ``stop``, ``stop`` and ``length``."""
+
+    EOS = "eos"
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+@message("sampling")
+class SamplingParams:
+    """How the next token is drawn from the logits.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 keep all tokens. ``repetition_penalty``
+    divides positive and multiplies negative logits of every token already in the context, as
+    transformers does. ``logprobs`` asks for the log probability of the drawn token and that many
+    alternatives; None for neither.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, low=0.0, high=100.0)
+        _check_number("top_p", self.top_p, low=0.0, high=1.0, exclusive=True)
+        _check_number("repetition_penalty", self.repetition_penalty, low=0.0, exclusive=True)
+        if self.top_k < 0:
+            raise RequestRejected(f"top_k is {self.top_k}; it must be 0 (all) or more", param="top_k")
+        if not 0 <= self.seed < 1 << 64:
+            raise RequestRejected(f"seed is {self.seed}; it must fit 64 bits unsigned", param="seed")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise RequestRejected(f"logprobs is {self.logprobs}; at most 20", param="logprobs")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@message("request")
+class Request:
+    """One prompt, ``n`` samples of it.
+
+    ``stop_ids`` end a sample with STOP, ``eos_ids`` with EOS; the stopping token is part of
+    ``token_ids`` but never of the text. ``deadline_s`` counts from submission; None for no deadline.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams
+    n: int = 1
+    eos_ids: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestRejected("the prompt is empty; give at least one token", param="prompt")
+        if self.max_tokens < 1:
+            raise RequestRejected(f"max_tokens is {self.max_tokens}; at least 1", param="max_tokens")
+        if not 1 <= self.n <= 128:
+            raise RequestRejected(f"n is {self.n}; between 1 and 128", param="n")
+        if self.deadline_s is not None:
+            _check_number("deadline_s", self.deadline_s, low=0.0, exclusive=True)
+
+
+@message("sampled")
+class SampledToken:
+    """One drawn token; ``alternatives`` are (token id, log probability), most probable first."""
+
+    id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+def _check_number(
+    name: str, value: float, *, low: float, high: float = math.inf, exclusive: bool = False
+) -> None:
+    """Refuse NaN, infinities and values outside [low, high]; ``exclusive`` shuts out ``low`` itself."""
+    below = value <= low if exclusive else value < low
+    if not math.isfinite(value) or below or value > high:
+        edge = f"above {low:g}" if exclusive else f"at least {low:g}"
+        limit = "" if high == math.inf else f" and at most {high:g}"
+        raise RequestRejected(f"{name} is {value}; it must be {edge}{limit}", param=name)

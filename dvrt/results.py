@@ -1,0 +1,113 @@
+"""What callers of an engine receive: tokens as they come, completions, and the status of it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dvrt.requests import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One generated token of one sample.
+
+    ``text`` is what became certain with this token: it may be empty (half a character, a possible
+    stop string, a stopping token) or hold text that earlier tokens had held back. The pieces of a
+    sample joined equal the text of its completion. ``finish_reason`` is set on the last token only.
+    """
+
+    id: int
+    text: str
+    index: int
+    sample: int = 0
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One finished sample; the stopping token is in ``token_ids`` and not in ``text``."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    tokens: tuple[Token, ...] = field(repr=False, default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds: waiting for a row, from submission to the first token, and to the end."""
+
+    queued_s: float
+    first_token_s: float
+    total_s: float
+
+    def per_token_s(self, n_tokens: int) -> float:
+        """Mean time between tokens after the first; 0 for a single token."""
+        return (self.total_s - self.first_token_s) / (n_tokens - 1) if n_tokens > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A request's outcome; ``token_ids``, ``text`` and ``finish_reason`` are the first sample's."""
+
+    request_id: str
+    n_prompt_tokens: int
+    samples: tuple[Sample, ...]
+    timings: Timings
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.samples[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.samples[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.samples[0].finish_reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker as the controller sees it; ``layers`` is the half-open interval it holds."""
+
+    name: str
+    pid: int
+    role: str
+    stage: int | None
+    layers: tuple[int, int] | None
+    state: str
+    device: str
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    steps: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The cluster at one moment. ``state`` is starting, serving, draining, degraded or stopped."""
+
+    model: str
+    state: str
+    workers: tuple[WorkerStatus, ...]
+    n_queued: int
+    n_running: int
+    n_rows: int
+    n_finished: int
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What callers need to know of the model that is served."""
+
+    name: str
+    family: str
+    n_layers: int
+    vocab_size: int
+    max_context: int
+    has_tokenizer: bool
