@@ -1,0 +1,31 @@
+"""A request in progress: its samples, of which the first computes the prompt for all."""
+
+from __future__ import annotations
+
+from dvrt.control.sequence import Sequence
+from dvrt.requests import Request
+
+
+class Group:
+    """The live samples of one request. Only sample 0 exists until its first token is drawn."""
+
+    __slots__ = ("deadline", "is_admitted", "live", "request")
+
+    def __init__(self, request: Request, first: Sequence, now: float) -> None:
+        self.request = request
+        self.live: dict[int, Sequence] = {0: first}
+        self.is_admitted = False
+        self.deadline = None if request.deadline_s is None else now + request.deadline_s
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Samples that know their first token and wait for a row."""
+        return [s for s in self.live.values() if s.slot is None and s.n_generated]
+
+    @property
+    def holder(self) -> Sequence | None:
+        """A sample whose row holds all entries of the prompt."""
+        for sequence in self.live.values():
+            if sequence.slot is not None and not sequence.is_in_prompt:
+                return sequence
+        return None
