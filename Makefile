@@ -1,0 +1,51 @@
+# make demo   see it work            make check       format, lint, types, the rules of the house
+# make test   check and all tests    make bench       all measurements, quick form
+# make setup  .venv, once            make gpu-check   the tests that need a GPU or UCX
+#                                    make campaign    the slow tests, and those that kill at random
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; \
+	done; echo python3)
+endif
+KEY := $(shell { cat pyproject.toml constraints.txt .ci/setup; pwd; $(PYTHON) -V; } 2>&1 | cksum | cut -d' ' -f1)
+READY := .venv/.ready-$(KEY)
+RUN := .venv/bin/python -m
+# Two workers hide the waiting in tests of processes and timeouts; more only compete for cores.
+PYTEST := $(RUN) pytest -q
+
+.PHONY: setup demo test check bench gpu-check campaign clean
+.DEFAULT_GOAL := test
+
+$(READY):
+	@.ci/setup $(PYTHON) $@
+
+setup: $(READY)
+	@:
+
+demo: $(READY)
+	@$(RUN) dvrt demo
+
+check: $(READY)
+	@$(RUN) ruff format --check --quiet .
+	@$(RUN) ruff check --quiet .
+	@$(RUN) mypy
+	@$(PYTEST) tests/house
+
+test: $(READY)
+	@$(RUN) ruff format --check --quiet .
+	@$(RUN) ruff check --quiet .
+	@$(RUN) mypy
+	@$(PYTEST) -m "not slow and not chaos"
+
+bench: $(READY)
+	@$(RUN) dvrt bench all --quick
+
+gpu-check: $(READY)
+	@$(PYTEST) -m "(gpu or ucx) and not chaos"
+
+campaign: $(READY)
+	@$(PYTEST) -m "slow or chaos" --timeout=600
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""The commands by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+from dvrt.cli.bench import bench
+from dvrt.cli.demo import demo
+from dvrt.cli.launch import launch
+from dvrt.cli.version import version
+from dvrt.cli.worker import worker
+
+app = typer.Typer(
+    name="dvrt",
+    help="Serve a large language model over a pipeline of workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(launch)
+app.command()(worker)
+app.command()(demo)
+app.command()(bench)
+app.command()(version)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. Usage errors and ``--help`` raise SystemExit themselves."""
+    try:
+        app(arguments, prog_name="dvrt")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

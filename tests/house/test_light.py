@@ -1,0 +1,39 @@
+"""Importing dvrt, and asking the command line for help, is quick and pulls in nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "cupy", "ucxx", "cuda", "starlette", "uvicorn", "pandas")
+
+PROBE = """
+import json, sys, time
+began = time.perf_counter()
+{statement}
+seconds = time.perf_counter() - began
+print(json.dumps([seconds, sorted(name.partition(".")[0] for name in sys.modules)]))
+"""
+
+
+def imported_by(statement: str) -> tuple[float, set[str]]:
+    """Seconds, and the top-level modules there are afterwards."""
+    command = [sys.executable, "-c", PROBE.format(statement=statement)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    seconds, modules = json.loads(done.stdout)
+    return seconds, set(modules)
+
+
+@pytest.mark.parametrize(
+    ("statement", "limit_s"),
+    [("import dvrt", 0.5), ("import dvrt.cli.app", 1.5), ("import dvrt.control, dvrt.kv", 0.5)],
+)
+def test_import_is_light(statement: str, limit_s: float) -> None:
+    tries = [imported_by(statement) for _ in range(2)]
+    assert tries[0][1] & set(HEAVY) == set()
+    assert min(seconds for seconds, _ in tries) < limit_s
