@@ -79,6 +79,7 @@ class Corrupted(TransportError):
 
     def __init__(self, what: str, *, expected: object = None, got: object = None) -> None:
         super().__init__(f"{what}: expected {expected!r}, got {got!r}")
+        self.what = what
         self.expected = expected
         self.got = got
 

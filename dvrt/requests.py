@@ -45,9 +45,13 @@ class SamplingParams:
         _check_number("top_p", self.top_p, low=0.0, high=1.0, exclusive=True)
         _check_number("repetition_penalty", self.repetition_penalty, low=0.0, exclusive=True)
         if self.top_k < 0:
-            raise RequestRejected(f"top_k is {self.top_k}; it must be 0 (all) or more", param="top_k")
+            raise RequestRejected(
+                f"top_k is {self.top_k}; it must be 0 (all) or more", param="top_k"
+            )
         if not 0 <= self.seed < 1 << 64:
-            raise RequestRejected(f"seed is {self.seed}; it must fit 64 bits unsigned", param="seed")
+            raise RequestRejected(
+                f"seed is {self.seed}; it must fit 64 bits unsigned", param="seed"
+            )
         if self.logprobs is not None and not 0 <= self.logprobs <= 20:
             raise RequestRejected(f"logprobs is {self.logprobs}; at most 20", param="logprobs")
 
@@ -77,7 +81,9 @@ class Request:
         if not self.prompt_ids:
             raise RequestRejected("the prompt is empty; give at least one token", param="prompt")
         if self.max_tokens < 1:
-            raise RequestRejected(f"max_tokens is {self.max_tokens}; at least 1", param="max_tokens")
+            raise RequestRejected(
+                f"max_tokens is {self.max_tokens}; at least 1", param="max_tokens"
+            )
         if not 1 <= self.n <= 128:
             raise RequestRejected(f"n is {self.n}; between 1 and 128", param="n")
         if self.deadline_s is not None:

@@ -91,14 +91,21 @@ def _pack_message(value: object) -> list[Any]:
 
 
 def _unpack_message(raw: Any) -> Any:
-    if type(raw) is not list or len(raw) != 3 or type(raw[0]) is not str or type(raw[2]) is not list:
+    if (
+        type(raw) is not list
+        or len(raw) != 3
+        or type(raw[0]) is not str
+        or type(raw[2]) is not list
+    ):
         raise WireError("not a message: expected [tag, version, fields]")
     tag, version, values = raw
     codec = _by_tag.get(tag)
     if codec is None:
         raise WireError(f"unknown message {tag[:64]!r}")
     if version != codec.version:
-        raise WireError(f"message {tag!r} has version {version!r}; this side speaks {codec.version}")
+        raise WireError(
+            f"message {tag!r} has version {version!r}; this side speaks {codec.version}"
+        )
     unpackers = _unpackers(codec.cls)
     if len(values) != len(unpackers):
         raise WireError(f"message {tag!r} has {len(values)} fields, expected {len(unpackers)}")
@@ -229,7 +236,9 @@ def _union_decoder(args: tuple[Any, ...]) -> Decoder:
 
 def _one_of(options: list[type], value: Any) -> Any:
     if type(value) not in options:
-        raise WireError(f"expected {' or '.join(o.__name__ for o in options)}, got {type(value).__name__}")
+        raise WireError(
+            f"expected {' or '.join(o.__name__ for o in options)}, got {type(value).__name__}"
+        )
     return value
 
 

@@ -85,9 +85,7 @@ class Pipeline:
         occupied = [sum(1 for _ in self.sequences(m)) for m in range(self.shape.n_microbatches)]
         mine, size, stages = occupied[microbatch], self.shape.batch_size, self.shape.n_stages
         others_open = sum(count > 0 for m, count in enumerate(occupied) if m != microbatch)
-        others_full = all(
-            count in (0, size) for m, count in enumerate(occupied) if m != microbatch
-        )
+        others_full = all(count in (0, size) for m, count in enumerate(occupied) if m != microbatch)
         if not mine and others_open >= stages and not others_full:
             return 0
         share = -(-(sum(occupied) + n_waiting) // stages)

@@ -60,7 +60,9 @@ class Scheduler:
         self._finishes: deque[float] = deque(maxlen=64)
 
     def __repr__(self) -> str:
-        return f"<Scheduler {len(self._groups)} requests, {len(self._queue)} wait, {self._pipeline}>"
+        return (
+            f"<Scheduler {len(self._groups)} requests, {len(self._queue)} wait, {self._pipeline}>"
+        )
 
     def handle(self, event: Event) -> list[Command]:
         """The commands that follow from an event, in the order in which to carry them out."""
@@ -85,7 +87,9 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When the next Tick is needed; None if no request has a deadline."""
-        return min((g.deadline for g in self._groups.values() if g.deadline is not None), default=None)
+        return min(
+            (g.deadline for g in self._groups.values() if g.deadline is not None), default=None
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if rows, queue and requests do not account for each other."""
@@ -120,7 +124,8 @@ class Scheduler:
         bad = [i for i in request.prompt_ids if not 0 <= i < limits.vocab_size]
         if bad:
             return RequestRejected(
-                f"token id {bad[0]} is outside the vocabulary [0, {limits.vocab_size})", param="prompt"
+                f"token id {bad[0]} is outside the vocabulary [0, {limits.vocab_size})",
+                param="prompt",
             )
         if len(self._queue) >= limits.max_queue:
             return Overloaded(

@@ -93,11 +93,12 @@ class StepDone:
     """The end of a step, from the last stage.
 
     ``decoded`` has one item for each decode that draws, ``firsts`` one tuple for each chunk that
-    draws, both in the step's order. ``stage_s`` is the compute time of each stage.
+    draws, both in the step's order. ``spans`` are (begin, seconds) of the compute of each stage,
+    by the monotonic clock of its host.
     """
 
     id: int
     microbatch: int
     decoded: tuple[SampledToken | DrawFailed, ...] = ()
     firsts: tuple[tuple[SampledToken | DrawFailed, ...], ...] = ()
-    stage_s: tuple[float, ...] = ()
+    spans: tuple[tuple[float, float], ...] = ()
