@@ -1,0 +1,1 @@
+"""Actors: what runs in worker processes and in the controller. Import from the modules."""

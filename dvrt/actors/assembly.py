@@ -1,0 +1,59 @@
+"""What a worker is made of: the model, the executor and the compute that its orders name."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dvrt.actors.compute import Compute, LoopCompute, ThreadCompute
+from dvrt.actors.executor import StageExecutor, StageModel
+from dvrt.actors.messages import LoadStage
+from dvrt.actors.stage import StageActor
+from dvrt.actors.worker_process import WorkerBoot, worker_main
+from dvrt.models.hash_model import HashModel
+from dvrt.models.sampling import draw
+from dvrt.virtual import VirtualLoop
+
+
+async def run_stage_worker(boot: WorkerBoot) -> int:
+    """A worker of a pipeline, from joining to its exit code; see ``worker_main``."""
+    return await worker_main(boot, make_stage)
+
+
+def make_stage(boot: WorkerBoot) -> StageActor:
+    return StageActor(boot.name, make_executor=make_executor, make_compute=make_compute)
+
+
+def make_executor(order: LoadStage) -> StageExecutor:
+    """Load the stage's model; runs on the compute thread. Raises ModelError, OutOfMemory."""
+    spec = order.spec
+    return StageExecutor(
+        _make_model(order),
+        n_slots=spec.n_slots,
+        batch_size=spec.batch_size,
+        max_context=spec.max_context,
+        is_first=spec.is_first,
+        draw=draw if spec.is_last else None,
+    )
+
+
+def _make_model(order: LoadStage) -> StageModel:
+    spec = order.spec
+    if spec.device == "null":
+        return HashModel(
+            first_layer=spec.first,
+            stop_layer=spec.stop,
+            n_slots=spec.n_slots,
+            batch_size=spec.batch_size,
+            max_context=spec.max_context,
+            vocab_size=order.vocab_size,
+        )
+    from dvrt.models.runner import StageRunner
+
+    return StageRunner(spec)
+
+
+def make_compute(name: str) -> Compute:
+    """A thread on a real loop; inline, at a price in virtual seconds, on a virtual one."""
+    if isinstance(asyncio.get_running_loop(), VirtualLoop):
+        return LoopCompute()
+    return ThreadCompute(name)

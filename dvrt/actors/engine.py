@@ -1,0 +1,248 @@
+"""The engine: what ``async with dvrt.launch(...)`` gives; prompts in, tokens and completions out.
+
+Turns text into token ids and back, options into a Request, and emits into Tokens. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from dvrt.actors.controller import Controller
+from dvrt.actors.stream import RequestStream
+from dvrt.control.events import Emit
+from dvrt.errors import ConfigError, DvrtError, RequestRejected, StageFailed
+from dvrt.models.spec import GenerationDefaults
+from dvrt.observe.events import Record
+from dvrt.requests import FinishReason, Request, SamplingParams
+from dvrt.results import Completion, ModelCard, Sample, Status, Timings, Token
+
+if TYPE_CHECKING:
+    from dvrt.models.text import TextCodec, TextStream
+    from dvrt.observe.metrics import Metrics
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """The keyword options of ``generate`` and ``complete``.
+
+    None means: ``max_tokens`` what fits the context, at most 256; sampling values what the
+    checkpoint's generation_config.json says, else temperature 1; ``seed`` a random one.
+    ``stop`` are strings (one or several), ``stop_ids`` token ids; ``ignore_eos`` goes on after the
+    model's own end. ``deadline_s`` counts from submission.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    logprobs: int | None = None
+    n: int = 1
+    stop: str | Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    deadline_s: float | None = None
+    request_id: str | None = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class Engine:
+    """A running cluster. Made by ``dvrt.launch``; usable from the loop that launched it."""
+
+    def __init__(
+        self,
+        *,
+        controller: Controller,
+        card: ModelCard,
+        defaults: GenerationDefaults,
+        text: TextCodec | None,
+        metrics: Metrics,
+    ) -> None:
+        self.model = card
+        self.text = text
+        self.metrics = metrics
+        self._controller = controller
+        self._defaults = defaults
+
+    async def generate(
+        self, prompt: str | Sequence[int], **options: Any
+    ) -> AsyncGenerator[Token, None]:
+        """The tokens of a request as they come, samples interleaved when ``n`` is above 1.
+
+        Keyword options are those of GenerateOptions. Raises RequestRejected (Overloaded when the
+        queue is full, Unavailable when the cluster cannot serve) before the first token, and
+        StageFailed when the cluster fails midway. Closing the generator cancels the request and
+        frees its rows.
+        """
+        chosen = _options(options)
+        request = self._request(prompt, chosen)
+        stream = self._controller.submit(request)
+        try:
+            async for token in self._tokens(request, chosen, stream):
+                yield token
+        finally:
+            self._controller.cancel(request.id)
+
+    async def complete(self, prompt: str | Sequence[int], **options: Any) -> Completion:
+        """The finished request. Raises as ``generate`` does; cancelling it cancels the request."""
+        chosen = _options(options)
+        request = self._request(prompt, chosen)
+        stream = self._controller.submit(request)
+        tokens: list[Token] = []
+        try:
+            async for token in self._tokens(request, chosen, stream):
+                tokens.append(token)
+        finally:
+            self._controller.cancel(request.id)
+        return _completion(request, tokens, stream.timings())
+
+    def status(self) -> Status:
+        """The cluster now: workers with their layers and states, queue and rows."""
+        return self._controller.status()
+
+    def events(self) -> tuple[Record, ...]:
+        """What happened so far: workers and requests that changed state, and why."""
+        return self._controller.events()
+
+    def is_healthy(self) -> bool:
+        """True only while the pipeline is whole and, if it has work, makes progress."""
+        return self._controller.is_healthy()
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuse new requests and wait, ``limit_s`` at most, until the running ones have ended."""
+        await self._controller.drain(limit_s)
+
+    async def _tokens(
+        self, request: Request, options: GenerateOptions, stream: RequestStream
+    ) -> AsyncGenerator[Token, None]:
+        texts = self._text_streams(request.n, options)
+        async for emit in stream:
+            text = texts[emit.sample] if texts else None
+            if text is not None and text.stopped:
+                continue
+            piece = _piece(emit, text)
+            if text is not None and text.stopped:
+                self._controller.cancel(request.id, sample=emit.sample)
+                yield _token(emit, piece, FinishReason.STOP)
+            elif emit.finish is FinishReason.ERROR:
+                raise DvrtError(f"request {request.id}: {emit.error}")
+            else:
+                yield _token(emit, piece, emit.finish)
+
+    def _text_streams(self, n: int, options: GenerateOptions) -> list[TextStream]:
+        if self.text is None:
+            return []
+        return [self.text.stream(options.stop_strings) for _ in range(n)]
+
+    def _request(self, prompt: str | Sequence[int], options: GenerateOptions) -> Request:
+        ids = self._prompt_ids(prompt)
+        if options.stop_strings and self.text is None:
+            raise RequestRejected("stop strings need a tokenizer; use stop_ids", param="stop")
+        if any(not stop for stop in options.stop_strings):
+            raise RequestRejected("a stop string is empty", param="stop")
+        return Request(
+            id=options.request_id or secrets.token_hex(12),
+            prompt_ids=ids,
+            max_tokens=self._max_tokens(len(ids), options.max_tokens),
+            sampling=self._sampling(options),
+            n=options.n,
+            eos_ids=() if options.ignore_eos else self._defaults.eos_ids,
+            stop_ids=tuple(options.stop_ids),
+            deadline_s=options.deadline_s,
+        )
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            if self.text is None:
+                raise RequestRejected(
+                    f"{self.model.name} has no tokenizer; send token ids", param="prompt"
+                )
+            return tuple(self.text.encode(prompt))
+        ids = tuple(prompt)
+        wrong = [i for i in ids if type(i) is not int]
+        if wrong:
+            raise RequestRejected(f"{wrong[0]!r} is not a token id", param="prompt")
+        return ids
+
+    def _max_tokens(self, n_prompt: int, wanted: int | None) -> int:
+        room = self.model.max_context - n_prompt
+        return wanted if wanted is not None else max(1, min(DEFAULT_MAX_TOKENS, room))
+
+    def _sampling(self, options: GenerateOptions) -> SamplingParams:
+        chosen = {
+            name: next(
+                (
+                    v
+                    for v in (getattr(options, name), getattr(self._defaults, name))
+                    if v is not None
+                ),
+                None,
+            )
+            for name in ("temperature", "top_k", "top_p", "repetition_penalty")
+        }
+        seed = options.seed if options.seed is not None else secrets.randbits(63)
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return SamplingParams(seed=seed, logprobs=options.logprobs, **given)
+
+
+def _options(options: dict[str, Any]) -> GenerateOptions:
+    known = {f.name for f in fields(GenerateOptions)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return GenerateOptions(**options)
+
+
+def _piece(emit: Emit, text: TextStream | None) -> str:
+    """The text that becomes certain with an emit; all that was held back when it is the last."""
+    if text is None:
+        return ""
+    hides_last = emit.finish in (FinishReason.EOS, FinishReason.STOP) and emit.token is not None
+    piece = "" if emit.token is None or hides_last else text.push(emit.token.id)
+    if emit.finish is not None and not text.stopped:
+        piece += text.finish()
+    return piece
+
+
+def _token(emit: Emit, piece: str, finish: FinishReason | None) -> Token:
+    drawn = emit.token
+    return Token(
+        id=drawn.id if drawn is not None else -1,
+        text=piece,
+        index=emit.index,
+        sample=emit.sample,
+        logprob=drawn.logprob if drawn is not None else None,
+        alternatives=drawn.alternatives if drawn is not None else (),
+        finish_reason=finish,
+    )
+
+
+def _completion(request: Request, tokens: list[Token], timings: Timings) -> Completion:
+    return Completion(
+        request_id=request.id,
+        n_prompt_tokens=len(request.prompt_ids),
+        samples=tuple(
+            _sample([token for token in tokens if token.sample == i]) for i in range(request.n)
+        ),
+        timings=timings,
+    )
+
+
+def _sample(tokens: list[Token]) -> Sample:
+    if not tokens or tokens[-1].finish_reason is None:
+        raise StageFailed("pipeline", "a sample ended without a reason")
+    return Sample(
+        token_ids=tuple(token.id for token in tokens if token.id >= 0),
+        text="".join(token.text for token in tokens),
+        finish_reason=tokens[-1].finish_reason,
+        tokens=tuple(tokens),
+    )

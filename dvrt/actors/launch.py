@@ -1,0 +1,147 @@
+"""``dvrt.launch``: from options to a serving engine, and back to a clean house."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dvrt
+from dvrt.actors.cluster import ClusterPlan, plan_cluster
+from dvrt.actors.controller import Controller, Progress
+from dvrt.actors.engine import Engine
+from dvrt.actors.node import Node
+from dvrt.actors.nursery import Nursery
+from dvrt.actors.task_nursery import TaskNursery
+from dvrt.actors.worker import Worker, WorkerNursery
+from dvrt.actors.worker_process import WorkerBoot
+from dvrt.config import LaunchOptions
+from dvrt.errors import ModelError, StageFailed
+from dvrt.models.text import TextCodec
+from dvrt.observe.metrics import Metrics
+from dvrt.observe.trace import Tracer
+
+if TYPE_CHECKING:
+    from dvrt.actors.ref import ActorRef
+
+CONTROLLER = "controller"
+
+
+def launch(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    on_progress: Progress | None = None,
+    **options: Any,
+) -> AbstractAsyncContextManager[Engine]:
+    """Start a pipeline for a checkpoint directory; ``async with`` gives its Engine.
+
+    Options are those of ``python -m dvrt launch`` with underscores (see LaunchOptions); ``config``
+    is a TOML file of them, which keywords override. ``on_progress`` is told of every change of a
+    worker's state. Entering raises ConfigError, ModelError or StageFailed and leaves nothing behind;
+    so does cancelling it. Leaving ends running requests with Unavailable and all workers.
+    """
+    if model is not None:
+        options["model"] = os.fspath(model)
+    chosen = LaunchOptions.from_toml(config, **options) if config else LaunchOptions.make(**options)
+    return _launched(chosen, on_progress)
+
+
+@asynccontextmanager
+async def _launched(options: LaunchOptions, on_progress: Progress | None) -> AsyncIterator[Engine]:
+    plan, text = await asyncio.to_thread(_inspect, options)
+    metrics = Metrics()
+    metrics.describe_model(name=plan.card.name, family=plan.card.family, version=dvrt.__version__)
+    async with AsyncExitStack() as stack:
+        tracer = stack.enter_context(Tracer(Path(options.trace))) if options.trace else None
+        controller = Controller(plan, metrics, tracer=tracer, on_progress=on_progress)
+        secret = options.secret.encode() if options.secret else secrets.token_bytes(32)
+        node = await stack.enter_async_context(_controller_node(options, secret))
+        me = node.spawn(controller, name=CONTROLLER)
+        nursery = await stack.enter_async_context(_nursery(options, plan))
+        stack.push_async_callback(node.stop, CONTROLLER, "the cluster closes")
+        watchers: list[asyncio.Task[None]] = []
+        stack.push_async_callback(_end_tasks, watchers)
+        try:
+            async with asyncio.timeout(options.start_limit_s):
+                for worker in await _spawn_workers(options, plan, nursery, me, secret):
+                    watchers.append(asyncio.create_task(_report_exit(worker, controller)))
+                await controller.wait_ready()
+        except TimeoutError:
+            raise StageFailed("pipeline", f"not ready within {options.start_limit_s:g} s") from None
+        yield Engine(
+            controller=controller,
+            card=plan.card,
+            defaults=plan.defaults,
+            text=text,
+            metrics=metrics,
+        )
+
+
+async def _end_tasks(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _inspect(options: LaunchOptions) -> tuple[ClusterPlan, TextCodec | None]:
+    """Everything that can be refused before a worker exists."""
+    directory = Path(options.model).expanduser().absolute()
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such directory")
+    plan = plan_cluster(options, directory)
+    text = TextCodec.load(directory)
+    return (plan if text is None else plan.with_tokenizer()), text
+
+
+def _controller_node(options: LaunchOptions, secret: bytes) -> Node:
+    address = "local://" if options.in_process else _tcp(options.control_host, options.control_port)
+    return Node(name=CONTROLLER, address=address, secret=secret)
+
+
+def _tcp(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _nursery(options: LaunchOptions, plan: ClusterPlan) -> WorkerNursery:
+    if options.in_process:
+        return TaskNursery()
+    return Nursery(preload=_preload(plan), loop=options.loop)
+
+
+def _preload(plan: ClusterPlan) -> list[str]:
+    """What every worker imports anyway, imported once; the null device needs no torch."""
+    if plan.stages[0].spec.device == "null":
+        return ["dvrt.actors.assembly", "dvrt.models.hash_model"]
+    return ["dvrt.actors.assembly", "dvrt.models.runner", *plan.modelling_modules]
+
+
+async def _spawn_workers(
+    options: LaunchOptions,
+    plan: ClusterPlan,
+    nursery: WorkerNursery,
+    controller: ActorRef,
+    secret: bytes,
+) -> list[Worker]:
+    """One worker for every stage that is not left to workers who join by hand."""
+    n_workers = len(plan.stages) - options.external_workers
+    boots = [
+        WorkerBoot(
+            name=f"worker-{i}",
+            controller=str(controller),
+            secret=secret,
+            heartbeat_s=options.heartbeat_s,
+            lease_s=options.lease_s,
+        )
+        for i in range(n_workers)
+    ]
+    target = "dvrt.actors.assembly:run_stage_worker"
+    return await asyncio.gather(*(nursery.spawn(target, boot, name=boot.name) for boot in boots))
+
+
+async def _report_exit(worker: Worker, controller: Controller) -> None:
+    controller.worker_lost(worker.name, str(await worker.wait()))

@@ -1,0 +1,1 @@
+"""Watching dvrt: metrics, traces and logs; knows nothing of what it watches."""
