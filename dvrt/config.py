@@ -153,6 +153,8 @@ class LaunchOptions:
         if self.external_workers and not (self.control_port and self.secret):
             missing = "secret" if self.control_port else "control_port"
             yield f"external_workers is {self.external_workers}; they need {missing} to join"
+        if self.control_host in ("0.0.0.0", "::"):
+            yield f"control_host is {self.control_host}; give the address that workers reach"
         if self.external_workers and self.in_process:
             yield f"external_workers is {self.external_workers}; in_process leaves room for none"
         if self.heartbeat_s * self.heartbeat_misses > self.lease_s:
@@ -168,7 +170,11 @@ class WorkerOptions:
 
     join: str = option(help="HOST:PORT of the process that launched the pipeline")
     secret: str = option(help="the cluster's secret", is_secret=True, env="DVRT_SECRET")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:N or null", check=_about_device)
+    wait_s: float = option(30.0, help="how long to wait for that process", unit="seconds", low=0.0)
+    heartbeat_s: float = option(0.2, help="time between heartbeats", unit="seconds", low=0.01)
+    lease_s: float = option(
+        5.0, help="end when that process was not heard for this long", unit="seconds", low=0.1
+    )
     loop: str = option("auto", help="event loop", choices=("auto", "uvloop", "asyncio"))
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ from dvrt.wire import message
 
 
 class FinishReason(Enum):
-    """Why a sample ended. The first three are the OpenAI API's ``stop``, ``stop`` and ``length``."""
+    """Why a sample ended. The first three are the OpenAI API's stop, stop and length."""
 
     EOS = "eos"
     STOP = "stop"
@@ -65,7 +65,7 @@ class Request:
     """One prompt, ``n`` samples of it.
 
     ``stop_ids`` end a sample with STOP, ``eos_ids`` with EOS; the stopping token is part of
-    ``token_ids`` but never of the text. ``deadline_s`` counts from submission; None for no deadline.
+    ``token_ids`` but never of the text. ``deadline_s`` counts from submission; None: no deadline.
     """
 
     id: str
@@ -102,7 +102,7 @@ class SampledToken:
 def _check_number(
     name: str, value: float, *, low: float, high: float = math.inf, exclusive: bool = False
 ) -> None:
-    """Refuse NaN, infinities and values outside [low, high]; ``exclusive`` shuts out ``low`` itself."""
+    """Refuse NaN, infinities and values outside [low, high]; ``exclusive`` shuts out ``low``."""
     below = value <= low if exclusive else value < low
     if not math.isfinite(value) or below or value > high:
         edge = f"above {low:g}" if exclusive else f"at least {low:g}"

@@ -50,7 +50,7 @@ Encoder = Callable[[Any], Any]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def message(tag: str, *, version: int = 1) -> Callable[[type[M]], type[M]]:
-    """Register a class as the message ``tag``; it becomes a frozen, slotted, keyword-only dataclass."""
+    """Register a class as the message ``tag``; it becomes a frozen, keyword-only dataclass."""
 
     def register(cls: type[M]) -> type[M]:
         made = dataclass(frozen=True, slots=True, kw_only=True)(cls)

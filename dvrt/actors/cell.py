@@ -18,6 +18,8 @@ from dvrt.wire import Message
 if TYPE_CHECKING:
     from dvrt.actors.link import Link
 
+STOPPED, FAILED = "stopped", "failed"
+"""How the reasons begin that watchers get; what follows says why."""
 _log = logging.getLogger("dvrt.actors")
 
 
@@ -145,8 +147,8 @@ class Cell:
             self._handled = None
         if isinstance(self._why, BaseException):
             _log.error("actor %s failed", self.name, exc_info=self._why)
-            return f"failed: {type(self._why).__name__}: {self._why}"
-        return f"stopped: {self._why}"
+            return f"{FAILED}: {type(self._why).__name__}: {self._why}"
+        return f"{STOPPED}: {self._why}"
 
     async def _stop(self, reason: str) -> None:
         try:

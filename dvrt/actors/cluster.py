@@ -49,30 +49,8 @@ def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
     be served and ConfigError for options that do not fit the model.
     """
     model = inspect_checkpoint(directory)
-    intervals = (
-        split_as_given(model.n_layers, options.layers)
-        if options.layers
-        else split_evenly(model.n_layers, options.n_stages)
-    )
     context = model.context(options.max_context)
-    device = _device(options)
-    specs = [
-        StageSpec(
-            directory=str(directory),
-            first=first,
-            stop=stop,
-            n_layers=model.n_layers,
-            dtype=_dtype(options, model, device),
-            n_microbatches=options.n_microbatches,
-            batch_size=options.batch_size,
-            max_context=context,
-            chunk_tokens=options.chunk_tokens,
-            exact=options.exact,
-            n_threads=options.threads,
-            device=device,
-        )
-        for first, stop in intervals
-    ]
+    specs = _stage_specs(options, model, context)
     return ClusterPlan(
         card=ModelCard(
             name=options.served_name or model.name,
@@ -100,11 +78,37 @@ def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
                 n_stages=len(specs),
                 spec=spec,
                 vocab_size=model.vocab_size,
-                null_step_s=options.null_step_ms / 1000 if device == "null" else 0.0,
+                null_step_s=options.null_step_ms / 1000 if spec.device == "null" else 0.0,
             )
             for stage, spec in enumerate(specs)
         ),
     )
+
+
+def _stage_specs(options: LaunchOptions, model: ModelSpec, context: int) -> list[StageSpec]:
+    intervals = (
+        split_as_given(model.n_layers, options.layers)
+        if options.layers
+        else split_evenly(model.n_layers, options.n_stages)
+    )
+    device = _device(options)
+    return [
+        StageSpec(
+            directory=str(model.directory),
+            first=first,
+            stop=stop,
+            n_layers=model.n_layers,
+            dtype=_dtype(options, model, device),
+            n_microbatches=options.n_microbatches,
+            batch_size=options.batch_size,
+            max_context=context,
+            chunk_tokens=options.chunk_tokens,
+            exact=options.exact,
+            n_threads=options.threads,
+            device=device,
+        )
+        for first, stop in intervals
+    ]
 
 
 def _device(options: LaunchOptions) -> str:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -71,15 +72,25 @@ class ThreadCompute:
             try:
                 done = _timed(work, cost_s)
             except BaseException as error:  # it belongs to the waiter, whatever it is
-                self._settle(lambda f=future, e=error: f.done() or f.set_exception(e))
+                self._settle(partial(_fail, future, error))
             else:
-                self._settle(lambda f=future, d=done: f.done() or f.set_result(d))
+                self._settle(partial(_succeed, future, done))
 
     def _settle(self, callback: Callable[[], object]) -> None:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._closing = True
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _succeed(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 def _timed(work: Callable[[], T], cost_s: float) -> Done[T]:

@@ -7,14 +7,14 @@ state belongs to one event loop, and every touch of the scheduler is synchronous
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 from dvrt.actors.actor import Actor, Context
+from dvrt.actors.chronicle import Chronicle
 from dvrt.actors.cluster import ClusterPlan
-from dvrt.actors.messages import Connect, Connected, Forward, Joined, StageLoaded
-from dvrt.actors.ref import ActorRef
+from dvrt.actors.messages import Connected, Forward, Joined, StageLoaded
+from dvrt.actors.roster import Roster
 from dvrt.actors.stream import RequestStream
 from dvrt.control.events import (
     Admitted,
@@ -38,7 +38,7 @@ from dvrt.errors import (
     TransportError,
     Unavailable,
 )
-from dvrt.observe.events import EventLog, Record
+from dvrt.observe.events import Record
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
 from dvrt.requests import FinishReason, Request
@@ -51,27 +51,11 @@ STALL_LIMIT_S = 60.0
 Progress = Callable[[WorkerStatus], None]
 
 
-@dataclass(slots=True)
-class _Worker:
-    """A worker that has joined, as one mutable record."""
-
-    ref: ActorRef
-    status: WorkerStatus
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step that has left and not come back: since when, and what it computes."""
-
-    began: float
-    kind: str
-
-
 class Controller(Actor):
-    """All workers and requests of one cluster.
+    """All workers and requests of one cluster; see Roster for how workers become stages.
 
-    ``plan.stages`` workers must join; each is given the next stage without a worker, loads it, and
-    is connected to its successor. Then requests are served until a worker is lost or ``stop``.
+    Requests are served from when all stages are connected until a worker is lost or the controller
+    is stopped. Belongs to the event loop that it is made on.
     """
 
     def __init__(
@@ -79,6 +63,9 @@ class Controller(Actor):
         plan: ClusterPlan,
         metrics: Metrics,
         *,
+        names: Sequence[str],
+        heartbeat_s: float,
+        lease_s: float,
         tracer: Tracer | None = None,
         on_progress: Progress | None = None,
     ) -> None:
@@ -89,34 +76,35 @@ class Controller(Actor):
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._plan = plan
-        self._metrics = metrics
-        self._tracer = tracer
-        self._events = EventLog()
         self._on_progress = on_progress
+        self._chronicle = Chronicle(metrics, tracer, self._loop)
         self._scheduler = Scheduler(plan.shape, plan.limits)
-        self._workers: dict[str, _Worker] = {}
-        self._stages: list[_Worker | None] = [None] * len(plan.stages)
         self._streams: dict[str, RequestStream] = {}
         self._state = "starting"
         self._failure: DvrtError | None = None
-        self._flown: dict[int, _Flight] = {}
-        self._n_finished = 0
         self._deadline_timer: asyncio.TimerHandle | None = None
-        self._first_stage: ActorRef | None = None
-
-    async def on_start(self) -> None:
-        self._metrics.watch(
+        self._roster = Roster(
+            plan.stages,
+            names=names,
+            heartbeat_s=heartbeat_s,
+            lease_s=lease_s,
+            on_status=self._worker_changed,
+            on_loss=self.worker_lost,
+        )
+        metrics.watch(
             queue_depth=lambda: self._scheduler.statistics().n_queued,
             running=lambda: self._scheduler.statistics().n_running,
             rows=lambda: self._scheduler.statistics().n_rows,
         )
 
     async def on_stop(self, reason: str) -> None:
-        self._fail(Unavailable(f"the cluster was stopped: {reason}"), state="stopped")
+        """Nobody is left waiting: requests get an error, workers are told to end."""
+        self._end_serving(Unavailable(f"the cluster was stopped: {reason}"), state="stopped")
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
+        self._roster.close(reason)
 
-    # What the cluster's owner calls; all of it on the controller's loop.
+    # What the cluster's owner calls, all of it on the controller's loop.
 
     async def wait_ready(self) -> None:
         """Return when all stages are loaded and connected. Raises what prevented it."""
@@ -128,15 +116,13 @@ class Controller(Actor):
             why = f": {self._failure}" if self._failure is not None else ""
             raise Unavailable(f"the cluster is {self._state}{why}")
         now = self._loop.time()
-        stream = RequestStream(request, submitted=now)
         commands = self._scheduler.handle(Submit(request=request, now=now))
         for command in commands:
             if isinstance(command, Reject):
-                self._metrics.request_rejected(getattr(command.error, "code", None) or "invalid")
+                self._chronicle.refused(command.error)
                 raise command.error
-        self._metrics.request_submitted()
-        self._events.add(now, request.id, "submitted")
-        self._streams[request.id] = stream
+        stream = self._streams[request.id] = RequestStream(request, submitted=now)
+        self._chronicle.submitted(request.id)
         self._quiet.clear()
         self._perform(commands)
         self._arm_deadline()
@@ -151,9 +137,8 @@ class Controller(Actor):
     ) -> None:
         """End a request or one of its samples; harmless when it has ended."""
         if request_id in self._streams:
-            event = Cancel(
-                request_id=request_id, now=self._loop.time(), reason=reason, sample=sample
-            )
+            now = self._loop.time()
+            event = Cancel(request_id=request_id, now=now, reason=reason, sample=sample)
             self._handle(event)
 
     def status(self) -> Status:
@@ -161,22 +146,20 @@ class Controller(Actor):
         return Status(
             model=self._plan.card.name,
             state=self._state,
-            workers=tuple(worker.status for worker in self._workers.values()),
+            workers=self._roster.statuses(),
             n_queued=numbers.n_queued,
             n_running=numbers.n_running,
             n_rows=numbers.n_rows,
-            n_finished=self._n_finished,
+            n_finished=self._chronicle.n_finished,
             uptime_s=self._loop.time() - self._began,
         )
 
     def events(self) -> tuple[Record, ...]:
-        return self._events.records()
+        return self._chronicle.records()
 
     def is_healthy(self) -> bool:
-        if self._state not in ("serving", "draining"):
-            return False
-        oldest = next(iter(self._flown.values()), None)
-        return oldest is None or self._loop.time() - oldest.began < STALL_LIMIT_S
+        is_up = self._state in ("serving", "draining")
+        return is_up and self._chronicle.oldest_flight_s < STALL_LIMIT_S
 
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests; wait for the running ones, then end those that are left."""
@@ -191,13 +174,10 @@ class Controller(Actor):
 
     def worker_lost(self, worker: str, reason: str) -> None:
         """A worker has ended. Every request that it served ends with an error that says so."""
-        record = self._workers.get(worker)
-        if record is not None:
-            if record.status.state == "lost":
-                return
-            self._set_state(record, "lost")
-        if self._state not in ("stopped", "failed"):
-            self._fail(StageFailed(worker, reason), state="failed")
+        is_closing = self._state == "stopped"
+        self._roster.ended(worker, "ended" if is_closing else "lost", reason)
+        if not is_closing and self._state != "failed":
+            self._end_serving(StageFailed(worker, reason), state="failed")
 
     # Messages.
 
@@ -206,161 +186,71 @@ class Controller(Actor):
             case StepDone():
                 self._step_done(message)
             case Joined():
-                await self._joined(message)
+                await self._roster.join(message, self.node, self.me)
             case StageLoaded():
-                await self._loaded(message)
+                await self._roster.loaded(message, self.me)
             case Connected(worker=name):
                 self._connected(name)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
 
-    async def _joined(self, joined: Joined) -> None:
-        if None not in self._stages or joined.worker in self._workers:
-            raise ProtocolError(f"worker {joined.worker!r} is one too many")
-        stage = self._stages.index(None)
-        order = self._plan.stages[stage]
-        ref = self.node.ref(joined.stage_actor)
-        status = WorkerStatus(
-            name=joined.worker,
-            pid=joined.pid,
-            role="stage",
-            stage=stage,
-            layers=order.spec.layers,
-            state="loading",
-            device=order.spec.device,
-        )
-        worker = _Worker(ref, status)
-        self._stages[stage] = self._workers[joined.worker] = worker
-        self.node.watch(ref, lambda _, reason: self.worker_lost(joined.worker, reason))
-        self._report(worker)
-        await ref.tell(replace(order, controller=str(self.me)))
-
-    async def _loaded(self, loaded: StageLoaded) -> None:
-        worker = self._workers[loaded.worker]
-        worker.status = replace(
-            worker.status,
-            state="loaded",
-            device=loaded.device,
-            weights_bytes=loaded.weights_bytes,
-            kv_bytes=loaded.kv_bytes,
-        )
-        self._report(worker)
-        stages = [w for w in self._stages if w is not None and w.status.state == "loaded"]
-        if len(stages) == len(self._stages):
-            successors = [*(str(w.ref) for w in stages[1:]), str(self.me)]
-            for each, successor in zip(stages, successors, strict=True):
-                await each.ref.tell(Connect(next_actor=successor))
-
     def _connected(self, name: str) -> None:
-        self._set_state(self._workers[name], "ready")
-        first = self._stages[0]
-        if first is None or any(w is None or w.status.state != "ready" for w in self._stages):
-            return
-        self._first_stage = first.ref
-        self._state = "serving"
-        self._events.add(self._loop.time(), "cluster", "serving")
-        if not self._ready.done():
+        self._roster.connected(name)
+        if self._roster.all_are("ready") and not self._ready.done():
+            self._state = "serving"
+            self._chronicle.cluster("serving")
             self._ready.set_result(None)
+
+    def _worker_changed(self, status: WorkerStatus, reason: str) -> None:
+        self._chronicle.worker(status, reason)
+        if self._on_progress is not None:
+            self._on_progress(status)
 
     # Events and commands.
 
     def _step_done(self, done: StepDone) -> None:
-        flight = self._flown.pop(done.id, None)
-        kind = flight.kind if flight is not None else "token"
-        for stage, (worker, (began, busy_s)) in enumerate(
-            zip(self._stages, done.spans, strict=False)
-        ):
-            if worker is not None:
-                status = worker.status
-                worker.status = replace(
-                    status, steps=status.steps + 1, busy_s=status.busy_s + busy_s
-                )
-                self._metrics.step_finished(stage, busy_s, kind)
-                self._trace_step(done, stage, began, busy_s, kind)
+        self._chronicle.landed(done)
+        for stage, (_, busy_s) in enumerate(done.spans):
+            self._roster.computed(stage, busy_s)
         self._handle(StepFinished(done=done, now=self._loop.time()))
 
     def _handle(self, event: Event) -> None:
         self._perform(self._scheduler.handle(event))
 
     def _perform(self, commands: list[Command]) -> None:
-        now = self._loop.time()
         for command in commands:
             match command:
                 case RunStep(step=step):
-                    self._flown[step.id] = _Flight(now, _kind(step))
                     self._launch(step)
                 case Emit():
-                    self._emit(command, now)
-                case Admitted():
-                    self._events.add(now, command.request_id, "admitted")
-                    self._streams[command.request_id].admitted(now)
+                    self._emit(command)
+                case Admitted(request_id=request_id, now=now):
+                    self._chronicle.admitted(request_id)
+                    self._streams[request_id].admitted(now)
                 case Reject():
                     raise AssertionError("only a submission can be rejected")
 
     def _launch(self, step: Step) -> None:
-        assert self._first_stage is not None
+        self._chronicle.launched(step)
         with suppress(ActorError, TransportError):  # the watch on the stage tells why it is gone
-            self._first_stage.tell_nowait(Forward(step=step))
+            self._roster.first.tell_nowait(Forward(step=step))
 
-    def _emit(self, emit: Emit, now: float) -> None:
+    def _emit(self, emit: Emit) -> None:
         stream = self._streams.get(emit.request_id)
         if stream is None:
             return
-        stream.put(emit, now)
+        stream.put(emit, self._loop.time())
         if stream.is_ended:
             del self._streams[emit.request_id]
-            self._n_finished += 1
-            self._count(stream, emit.finish)
-            self._trace_request(stream)
-            self._events.add(now, emit.request_id, "finished", _why(emit))
+            self._chronicle.finished(stream, emit)
             if not self._streams:
                 self._quiet.set()
 
-    def _trace_step(
-        self, done: StepDone, stage: int, began: float, busy_s: float, kind: str
-    ) -> None:
-        if self._tracer is not None:
-            self._tracer.complete(
-                f"{kind} {done.microbatch}",
-                process="stages",
-                lane=f"stage {stage}",
-                start_s=began,
-                duration_s=busy_s,
-                arguments={"step": done.id},
-            )
-
-    def _trace_request(self, stream: RequestStream) -> None:
-        if self._tracer is not None:
-            timings = stream.timings()
-            self._tracer.complete(
-                stream.request.id,
-                process="requests",
-                lane=stream.request.id,
-                start_s=stream.submitted,
-                duration_s=timings.total_s,
-                arguments={
-                    "queued_s": timings.queued_s,
-                    "first_token_s": timings.first_token_s,
-                    "tokens": stream.n_generated,
-                },
-            )
-
-    def _count(self, stream: RequestStream, finish: FinishReason | None) -> None:
-        timings = stream.timings()
-        self._metrics.request_finished(
-            finish.value if finish is not None else "error",
-            n_prompt=len(stream.request.prompt_ids),
-            n_generated=stream.n_generated,
-            queued_s=timings.queued_s,
-            first_token_s=timings.first_token_s if stream.n_generated else None,
-            total_s=timings.total_s,
-        )
-
-    def _fail(self, error: DvrtError, *, state: str) -> None:
-        """Stop serving: nothing new is taken, and what runs ends with this error."""
+    def _end_serving(self, error: DvrtError, *, state: str) -> None:
+        """Take nothing new; what runs ends with this error."""
         self._state, self._failure = state, error
-        self._events.add(self._loop.time(), "cluster", state, str(error))
+        self._chronicle.cluster(state, str(error))
         if not self._ready.done():
             self._ready.set_exception(error)
         for stream in self._streams.values():
@@ -380,24 +270,3 @@ class Controller(Actor):
     def _tick(self) -> None:
         self._handle(Tick(now=self._loop.time()))
         self._arm_deadline()
-
-    def _set_state(self, worker: _Worker, state: str) -> None:
-        worker.status = replace(worker.status, state=state)
-        self._report(worker)
-
-    def _report(self, worker: _Worker) -> None:
-        status = worker.status
-        self._events.add(self._loop.time(), status.name, status.state)
-        if self._on_progress is not None:
-            self._on_progress(worker.status)
-
-
-def _why(emit: Emit) -> str:
-    reason = emit.finish.value if emit.finish is not None else ""
-    return f"{reason}: {emit.error}" if emit.error else reason
-
-
-def _kind(step: Step) -> str:
-    if step.chunks:
-        return "mixed" if step.decodes else "prompt"
-    return "token"

@@ -33,6 +33,8 @@ class Kind(IntEnum):
     ENDED = 6
     """``sender`` has ended or never was; the body is a Failure whose text says why."""
     BEAT = 7
+    """Answered with an ECHO by the peer's node, no actor involved."""
+    ECHO = 8
 
 
 class Envelope(NamedTuple):

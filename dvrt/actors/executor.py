@@ -42,12 +42,12 @@ class StageModel(Protocol):
         """Extend one log by the positions [start, start + n_tokens)."""
         ...
 
-    def decode_logits(self, hidden: Hidden, rows: Sequence[int]) -> Sequence[Any]:
-        """The logits of these rows of a decode's result (last stage)."""
+    def decode_logits(self, hidden: Hidden, rows: Sequence[int]) -> Any:
+        """``[len(rows), vocabulary]`` of these rows of a decode's result (last stage)."""
         ...
 
     def chunk_logits(self, hidden: Hidden, n_tokens: int) -> Any:
-        """The logits of the chunk's last position (last stage)."""
+        """``[vocabulary]`` behind the chunk's last position (last stage)."""
         ...
 
     def fork(self, source: int, target: int, n_tokens: int) -> None: ...
@@ -98,7 +98,7 @@ class StageExecutor:
         self._drawing: dict[int, _Drawing] = {}
 
     def execute(self, step: Step, received: Sequence[bytearray]) -> Executed:
-        """Apply a step. Raises ProtocolError when it breaks the log's rules; then nothing is safe."""
+        """Apply a step. Raises ProtocolError when it breaks the log's rules."""
         self._begin(step)
         inputs = list(received)
         if not self._is_first and len(inputs) != bool(step.decodes) + len(step.chunks):

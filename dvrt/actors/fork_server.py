@@ -48,6 +48,11 @@ class Fork:
     loop: str
 
 
+@message("nursery.end")
+class End:
+    """Kill what is left of the workers, and end."""
+
+
 @message("nursery.forked")
 class Forked:
     """A worker exists; a descriptor of its process travels along."""
@@ -111,6 +116,7 @@ class ForkServer:
         self._poll = select.poll()
         self._orphan_s = 0.0
         self._parent = -1
+        self._failure: str | None = None
         self._ends_at: float | None = None
         self._wakeup, self._woken = os.pipe()
 
@@ -168,8 +174,13 @@ class ForkServer:
             return
         if isinstance(request, Configure):
             self._configure(request)
+        elif isinstance(request, Fork) and self._failure is not None:
+            self._report(Failed(ticket=request.ticket, reason=self._failure))
         elif isinstance(request, Fork):
             self._fork(request)
+        elif isinstance(request, End):
+            self._orphan_s = 0.0
+            self._lose_parent()
 
     def _configure(self, request: Configure) -> None:
         self._orphan_s = request.orphan_s
@@ -184,7 +195,8 @@ class ForkServer:
                 import_module(name)
             except Exception as error:
                 traceback.print_exc()
-                self._report(Failed(ticket=None, reason=f"{name} cannot be imported: {error!r}"))
+                self._failure = f"{name} cannot be imported: {error!r}"
+                self._report(Failed(ticket=None, reason=self._failure))
                 return
         gc.collect()
         gc.freeze()

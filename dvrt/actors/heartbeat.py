@@ -1,6 +1,7 @@
 """Heartbeats between this node and one peer: sends beats, notices silence, judges nothing.
 
-Runs on the loop's timers. Any message counts as a beat; computing belongs on other threads.
+Runs on the loop's timers. The peer's node answers beats by itself, and any other message counts
+as well; computing belongs on other threads.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ side slept, and what the peer sent meanwhile is read first."""
 class Heartbeat:
     """Beats every ``interval_s``; calls ``on_silence(silence_s)`` when ``limit_s`` were silent.
 
-    Once per silence: heard again, the peer may fall silent again. The peer must beat, too, with a
-    Heartbeat of its own. Starts at once; ``close`` ends it. Makes no link; while there is none,
-    silence grows.
+    Once per silence: heard again, the peer may fall silent again. Starts at once; ``close`` ends
+    it. Makes no link; while there is none, silence grows.
     """
 
     def __init__(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dvrt.actors.ref import ActorRef
 
 CONTROLLER = "controller"
+_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Libraries start with one thread; a stage sets what it was told to."""
 
 
 def launch(
@@ -42,8 +44,8 @@ def launch(
 
     Options are those of ``python -m dvrt launch`` with underscores (see LaunchOptions); ``config``
     is a TOML file of them, which keywords override. ``on_progress`` is told of every change of a
-    worker's state. Entering raises ConfigError, ModelError or StageFailed and leaves nothing behind;
-    so does cancelling it. Leaving ends running requests with Unavailable and all workers.
+    worker's state. Entering raises ConfigError, ModelError or StageFailed and leaves nothing
+    behind; so does cancelling it. Leaving ends running requests with Unavailable and all workers.
     """
     if model is not None:
         options["model"] = os.fspath(model)
@@ -58,7 +60,15 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
     metrics.describe_model(name=plan.card.name, family=plan.card.family, version=dvrt.__version__)
     async with AsyncExitStack() as stack:
         tracer = stack.enter_context(Tracer(Path(options.trace))) if options.trace else None
-        controller = Controller(plan, metrics, tracer=tracer, on_progress=on_progress)
+        controller = Controller(
+            plan,
+            metrics,
+            names=_worker_names(options, plan),
+            heartbeat_s=options.heartbeat_s,
+            lease_s=options.lease_s,
+            tracer=tracer,
+            on_progress=on_progress,
+        )
         secret = options.secret.encode() if options.secret else secrets.token_bytes(32)
         node = await stack.enter_async_context(_controller_node(options, secret))
         me = node.spawn(controller, name=CONTROLLER)
@@ -99,18 +109,22 @@ def _inspect(options: LaunchOptions) -> tuple[ClusterPlan, TextCodec | None]:
 
 
 def _controller_node(options: LaunchOptions, secret: bytes) -> Node:
-    address = "local://" if options.in_process else _tcp(options.control_host, options.control_port)
+    address = (
+        "local://"
+        if options.in_process
+        else tcp_address(options.control_host, options.control_port)
+    )
     return Node(name=CONTROLLER, address=address, secret=secret)
 
 
-def _tcp(host: str, port: int) -> str:
+def tcp_address(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _nursery(options: LaunchOptions, plan: ClusterPlan) -> WorkerNursery:
     if options.in_process:
         return TaskNursery()
-    return Nursery(preload=_preload(plan), loop=options.loop)
+    return Nursery(preload=_preload(plan), env=_THREADS, loop=options.loop)
 
 
 def _preload(plan: ClusterPlan) -> list[str]:
@@ -128,19 +142,22 @@ async def _spawn_workers(
     secret: bytes,
 ) -> list[Worker]:
     """One worker for every stage that is not left to workers who join by hand."""
-    n_workers = len(plan.stages) - options.external_workers
     boots = [
         WorkerBoot(
-            name=f"worker-{i}",
+            name=name,
             controller=str(controller),
             secret=secret,
             heartbeat_s=options.heartbeat_s,
             lease_s=options.lease_s,
         )
-        for i in range(n_workers)
+        for name in _worker_names(options, plan)
     ]
     target = "dvrt.actors.assembly:run_stage_worker"
     return await asyncio.gather(*(nursery.spawn(target, boot, name=boot.name) for boot in boots))
+
+
+def _worker_names(options: LaunchOptions, plan: ClusterPlan) -> list[str]:
+    return [f"worker-{i}" for i in range(len(plan.stages) - options.external_workers)]
 
 
 async def _report_exit(worker: Worker, controller: Controller) -> None:

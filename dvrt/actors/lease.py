@@ -7,6 +7,7 @@ import faulthandler
 from collections.abc import Callable
 from typing import Protocol
 
+from dvrt.actors.cell import STOPPED
 from dvrt.actors.heartbeat import Heartbeat
 from dvrt.actors.node import Node
 from dvrt.actors.ref import ActorRef
@@ -45,10 +46,10 @@ class NoWatchdog:
 
 
 class Lease:
-    """Beats to the controller and listens for it; calls ``on_end(reason)`` when it is gone.
+    """Beats to the controller and calls ``on_end(reason, is_orderly)`` when it is gone.
 
     Gone is a controller whose actor or node ended, whose link broke, or who was silent for
-    ``length_s``. The watchdog is re-armed a few times per ``length_s`` by the event loop; so a
+    ``length_s``; in order is only an actor that was stopped. The watchdog is re-armed a few times per ``length_s`` by the event loop; so a
     loop that is stuck for longer than the lease ends the process, and a short hiccup does not.
     """
 
@@ -60,7 +61,7 @@ class Lease:
         interval_s: float,
         length_s: float,
         watchdog: Watchdog,
-        on_end: Callable[[str], None],
+        on_end: Callable[[str, bool], None],
     ) -> None:
         self._length_s = length_s
         self._watchdog = watchdog
@@ -70,19 +71,26 @@ class Lease:
             controller.node_address,
             interval_s=interval_s,
             limit_s=length_s,
-            on_silence=lambda s: on_end(f"nothing was heard from the controller for {s:.1f} s"),
+            on_silence=lambda s: on_end(
+                f"nothing was heard from the controller for {s:.1f} s", False
+            ),
         )
         self._watch = node.watch(
-            controller, lambda _, reason: on_end(f"the controller is gone: {reason}")
+            controller,
+            lambda _, why: on_end(f"the controller is gone: {why}", why.startswith(STOPPED)),
         )
         self._timer = self._loop.call_soon(self._arm)
 
     def close(self, *, stop_s: float) -> None:
-        """Beat and listen no more. The process has ``stop_s`` left until the watchdog ends it."""
+        """Beat and listen no more; the watchdog ends the process unless ``over`` in ``stop_s``."""
         self._heartbeat.close()
         self._watch.cancel()
         self._timer.cancel()
         self._watchdog.arm(stop_s)
+
+    def over(self) -> None:
+        """The worker has ended in good time."""
+        self._watchdog.disarm()
 
     def _arm(self) -> None:
         left_s = self._length_s - self._heartbeat.silence_s

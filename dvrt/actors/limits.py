@@ -33,7 +33,7 @@ class NodeLimits:
     stop_s: float = 5.0
     """How long an actor may take for its last message, and again for ``on_stop``."""
     flush_s: float = 2.0
-    """How long a closing node goes on sending what was told before."""
+    """How long a closing node goes on sending what was told before, on links that are open."""
 
 
 @dataclass(slots=True)

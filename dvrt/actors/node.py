@@ -6,7 +6,6 @@ Owns their lives. Post delivers between them, Peers keeps the links.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from contextvars import ContextVar
@@ -15,7 +14,6 @@ from types import TracebackType
 from typing import Self
 
 import dvrt.transport
-from dvrt.actors import envelope
 from dvrt.actors.actor import Actor
 from dvrt.actors.cell import Cell
 from dvrt.actors.envelope import Kind
@@ -173,11 +171,10 @@ class Node:
     # Whole nodes.
 
     def beat(self, node_address: str) -> None:
-        """Let a peer know that this side is alive, if there is a link and nothing else to send."""
+        """Have a peer answer that it is alive, if there is a link and nothing else to send."""
         link = self._peers.known(node_address)
-        if link is not None and link.is_idle:
-            with contextlib.suppress(ActorGone):
-                link.send_nowait(_BEAT)
+        if link is not None:
+            self._post.send_sign(link, Kind.BEAT)
 
     def heard_at(self, node_address: str) -> float | None:
         """When the peer was last heard, in the loop's time; None without a link to it."""
@@ -200,6 +197,3 @@ class Node:
     def __repr__(self) -> str:
         state = "open" if self._is_open else "closed"
         return f"<Node {self.name} at {self.address} {state}, {len(self._cells)} actors>"
-
-
-_BEAT = envelope.pack(Kind.BEAT, "")

@@ -18,7 +18,7 @@ from dvrt.actors.server_process import ServerProcess
 from dvrt.actors.worker import PauseCallback, WorkerNursery
 from dvrt.actors.worker_process import loop_factory
 from dvrt.errors import StageFailed
-from dvrt.wire import Message, encode
+from dvrt.wire import encode
 
 KILL_LIMIT_S = 5.0
 """How long a killed process is waited for."""
@@ -75,7 +75,7 @@ class Nursery(WorkerNursery):
     async def spawn(
         self,
         target: str,
-        arguments: Message,
+        arguments: object,
         *,
         name: str,
         deadline_s: float = 120.0,
@@ -140,10 +140,11 @@ class Nursery(WorkerNursery):
                 _refuse(self._wishes.pop(ticket), event.reason)
 
     def _forked(self, event: Forked, descriptor: int) -> None:
-        wish = self._wishes.pop(event.ticket)
-        worker = ForkedWorker(wish.name, event.pid, descriptor, wish.on_pause)
+        wish = self._wishes.pop(event.ticket, None)
+        name, on_pause = (wish.name, wish.on_pause) if wish is not None else ("unwanted", None)
+        worker = ForkedWorker(name, event.pid, descriptor, on_pause)
         self._workers[event.pid] = worker
-        if wish.worker.done():
+        if wish is None or wish.worker.done():
             worker.kill()
         else:
             wish.worker.set_result(worker)
@@ -183,7 +184,7 @@ class Nursery(WorkerNursery):
 
     async def _end_servers(self) -> None:
         for server in self._servers:
-            server.close()
+            server.end()
         for server in self._servers:
             await server.wait_end(KILL_LIMIT_S)
 

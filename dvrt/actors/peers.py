@@ -62,8 +62,13 @@ class Peers:
 
     async def listen(self, address: str, advertise_host: str | None) -> str:
         """Accept channels from now on; returns the address at which peers reach this node."""
-        self._listener = await self._network.listen(address, self._accept)
-        advertised = _advertised(self._listener.address, advertise_host)
+        listener = await self._network.listen(address, self._accept)
+        try:
+            advertised = _advertised(listener.address, advertise_host)
+        except ConfigError:
+            await listener.aclose()
+            raise
+        self._listener = listener
         described = {**self._hello.description, _ADDRESS: advertised}
         self._hello = replace(self._hello, description=described)
         return advertised

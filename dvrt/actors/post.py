@@ -121,6 +121,7 @@ class Post:
     def receive(
         self, link: Link, header: bytes, attachments: list[bytearray]
     ) -> asyncio.Future[bool] | None:
+        """Take what a link has received; a future while there is no room for it."""
         try:
             note = envelope.unpack(header)
         except WireError as error:
@@ -134,6 +135,8 @@ class Post:
             self._watched(link, note.target)
         elif note.kind is Kind.ENDED:
             self._ended_there(link, note)
+        elif note.kind is Kind.BEAT:
+            self.send_sign(link, Kind.ECHO)
         return None
 
     def _deliver(
@@ -221,6 +224,12 @@ class Post:
         nbytes = sum([len(part) for part in parts])
         return Letter(made, Context(sender, parts), origin, nbytes)
 
+    def send_sign(self, link: Link, kind: Kind) -> None:
+        """A sign of life, unless something else is on its way: that is one, too."""
+        if link.is_idle:
+            with contextlib.suppress(ActorGone):
+                link.send_nowait(_SIGNS[kind])
+
     async def _offer(self, ref: ActorRef, letter: Letter, limit_s: float) -> None:
         waiting = self._cell(ref).offer(letter)
         if waiting is None:
@@ -295,6 +304,9 @@ class Post:
         body = envelope.pack_error(ActorGone(reason))
         with contextlib.suppress(ActorGone):
             link.send_nowait(envelope.pack(Kind.ENDED, "", name, body=body), beyond_limit=True)
+
+
+_SIGNS = {kind: envelope.pack(kind, "") for kind in (Kind.BEAT, Kind.ECHO)}
 
 
 def _pack_answer(ask: int, answer: object) -> bytes:

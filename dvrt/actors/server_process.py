@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dvrt.actors.fork_server import MAX_REQUEST_BYTES
+from dvrt.actors.fork_server import MAX_REQUEST_BYTES, End
 from dvrt.errors import StageFailed, WireError
 from dvrt.wire import decode, encode
 
@@ -77,8 +77,14 @@ class ServerProcess:
         except OSError as error:
             raise StageFailed("fork server", f"takes no request: {error}") from error
 
+    def end(self) -> None:
+        """Have it kill the workers that are left, and end. Harmless when it is gone."""
+        with contextlib.suppress(StageFailed):
+            self.send(End())
+        self.close()
+
     def close(self) -> None:
-        """Let it end once all workers have. Harmless when it is gone."""
+        """Let go of it: it ends when the workers have. Harmless when it is gone."""
         if self._control.fileno() < 0:
             return
         self._loop.remove_reader(self._control)

@@ -14,7 +14,14 @@ from functools import partial
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.compute import Compute, Done
 from dvrt.actors.executor import Executed, StageExecutor
-from dvrt.actors.messages import Connect, Connected, Forward, LoadStage, StageLoaded
+from dvrt.actors.messages import (
+    Connect,
+    Connected,
+    Forward,
+    LoadStage,
+    StageLoaded,
+    StopWorker,
+)
 from dvrt.actors.ref import ActorRef
 from dvrt.buffers import Region
 from dvrt.control.steps import Step, StepDone
@@ -58,6 +65,8 @@ class StageActor(Actor):
                 assert self._controller is not None
                 self._next = self.node.ref(address)
                 await self._controller.tell(Connected(worker=self._worker))
+            case StopWorker(reason=reason):
+                self.stop(reason)
             case _:
                 raise ProtocolError(f"a stage does not take {type(message).__name__}")
         return None
@@ -93,7 +102,7 @@ class StageActor(Actor):
         try:
             self._send(forward, future.result())
         except Exception as error:  # whatever the model raised: this stage cannot go on
-            self.node.end(self.me.name, f"step {forward.step.id}: {type(error).__name__}: {error}")
+            self.fail(error)
 
     def _send(self, forward: Forward, done: Done[Executed]) -> None:
         assert self._next is not None

@@ -46,7 +46,7 @@ class RequestStream:
         self._wake()
 
     def fail(self, error: DvrtError) -> None:
-        """End the stream with an error, unless it has ended; emits before it are still delivered."""
+        """End the stream with an error, unless it has ended; earlier emits are still delivered."""
         if not self.is_ended:
             self._error = error
             self._wake()

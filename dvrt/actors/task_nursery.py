@@ -13,13 +13,13 @@ from dvrt.actors.node import Node, household
 from dvrt.actors.worker import PauseCallback, Worker, WorkerExit, WorkerNursery
 from dvrt.actors.worker_process import FAILED, TERMINATED, resolve
 from dvrt.errors import StageFailed
-from dvrt.wire import Message, decode, encode
+from dvrt.wire import decode, encode
 
 
 class TaskWorker(Worker):
     """``await target(arguments)`` as a task; the nodes that it opens are its own."""
 
-    def __init__(self, name: str, target: str, arguments: Message) -> None:
+    def __init__(self, name: str, target: str, arguments: object) -> None:
         self.name, self.pid = name, os.getpid()
         self._nodes: dict[Node, None] = {}
         self._is_killed = self._is_terminated = False
@@ -74,7 +74,7 @@ class TaskNursery(WorkerNursery):
     async def spawn(
         self,
         target: str,
-        arguments: Message,
+        arguments: object,
         *,
         name: str,
         deadline_s: float = 120.0,

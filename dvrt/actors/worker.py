@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from dvrt.wire import Message
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerExit:
@@ -67,7 +65,7 @@ class WorkerNursery(ABC):
     async def spawn(
         self,
         target: str,
-        arguments: Message,
+        arguments: object,
         *,
         name: str,
         deadline_s: float = 120.0,

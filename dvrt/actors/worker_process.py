@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from dvrt.actors.actor import Actor
+from dvrt.actors.cell import STOPPED
 from dvrt.actors.lease import Lease, NoWatchdog, ProcessWatchdog
 from dvrt.actors.limits import NodeLimits
 from dvrt.actors.messages import Joined
@@ -56,8 +57,9 @@ class WorkerBoot:
 async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor]) -> int:
     """Join the cluster and live until the actor or the lease ends; returns the exit code.
 
-    That is 0 when the actor was stopped, FAILED when it failed, LEASE_ENDED when the controller
-    is gone. Cancelled, it stops the actor and leaves. Raises ConfigError, ConnectFailed.
+    That is 0 when it or the controller's actor was stopped, FAILED when it failed, LEASE_ENDED
+    when the controller is gone. Cancelled, it stops the actor and leaves. In a process of its own
+    a watchdog sees to it that all this does not take for ever. Raises ConfigError for a bad boot.
     """
     over: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
@@ -75,15 +77,16 @@ async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor
             interval_s=boot.heartbeat_s,
             length_s=boot.lease_s,
             watchdog=ProcessWatchdog() if household.get() is None else NoWatchdog(),
-            on_end=lambda reason: end(LEASE_ENDED, reason),
+            on_end=lambda why, is_orderly: end(0 if is_orderly else LEASE_ENDED, why),
         )
         try:
             me = node.spawn(make_actor(boot), name=boot.name)
-            node.watch(me, lambda _, why: end(FAILED if why.startswith("failed") else 0, why))
+            node.watch(me, lambda _, why: end(0 if why.startswith(STOPPED) else FAILED, why))
             await _join(node, boot, me)
             code, reason = await over
         finally:
             lease.close(stop_s=WATCHDOG_STOP_S)
+    lease.over()
     _log.log(logging.WARNING if code else logging.INFO, "worker %s ends: %s", boot.name, reason)
     return code
 
@@ -103,6 +106,7 @@ async def address_towards(actor: str) -> str:
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     family, _, _, _, name = found[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.setblocking(False)
         probe.connect(name)  # sends nothing; the kernel picks the interface
         own = probe.getsockname()[0]
     return f"tcp://[{own}]:0" if ":" in own else f"tcp://{own}:0"

@@ -153,7 +153,8 @@ class Pipeline:
         chunks: list[Chunk],
     ) -> Step | None:
         if not (decodes or chunks):
-            assert not (opens or forks), "a row was opened without work"
+            assert not opens, "a row was opened without work"
+            assert not forks, "a log was forked without work"
             return None
         taken = {begun.slot for begun in opens} | {fork.target for fork in forks}
         scrubs = sorted(self._dirty & taken)

@@ -54,7 +54,7 @@ class Decode:
 
 @message("step.chunk")
 class Chunk:
-    """Extend a log by prompt tokens from ``start``; then draw a first token for each of ``draws``."""
+    """Extend a log by prompt tokens from ``start``, then draw a first token for each ``draws``."""
 
     slot: int
     seq: int

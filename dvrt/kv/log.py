@@ -22,7 +22,7 @@ class Log:
 
 
 class LogTable:
-    """The logs of one holder, by slot. Every broken rule raises ProtocolError and changes nothing."""
+    """The logs of one holder, by slot. A broken rule raises ProtocolError and changes nothing."""
 
     def __init__(self, n_slots: int, capacity: int) -> None:
         """``capacity`` is the largest length of a log."""

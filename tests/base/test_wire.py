@@ -78,7 +78,7 @@ dones = st.builds(
     microbatch=small,
     decoded=st.lists(drawn, max_size=3).map(tuple),
     firsts=st.lists(st.lists(drawn, max_size=2).map(tuple), max_size=2).map(tuple),
-    stage_s=st.lists(st.floats(0, 1), max_size=4).map(tuple),
+    spans=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4).map(tuple),
 )
 
 

@@ -1,4 +1,4 @@
-"""The scheduler against a pipeline that is a dict: every rule of the log, every token, every row."""
+"""The scheduler against a pipeline that is a dict: every rule, every token, every row."""
 
 from __future__ import annotations
 

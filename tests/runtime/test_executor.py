@@ -1,4 +1,4 @@
-"""Stage executors over the hash model, driven by the scheduler: one byte of KV wrong, text wrong."""
+"""Stage executors over the hash model, driven by the scheduler: a byte of KV wrong, text wrong."""
 
 from __future__ import annotations
 
