@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from dvrt.errors import TransportError
@@ -25,23 +25,24 @@ class Handlers:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, channel: Channel) -> None:
-        self._keep(self._run(channel), channel.peer)
+        self._keep(self._run(channel), channel.peer, channel.abort)
 
-    def start_opening(self, opening: Coroutine[Any, Any, Channel], peer: str) -> None:
+    def start_opening(
+        self, opening: Callable[[], Awaitable[Channel]], peer: str, undo: Callable[[], None]
+    ) -> None:
         """For a channel that is ready only after some exchange with the peer."""
-        self._keep(self._open(opening, peer), peer)
+        self._keep(self._open(opening, peer), peer, undo)
 
-    def _keep(self, work: Coroutine[Any, Any, None], peer: str) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None], peer: str, undo: Callable[[], None]) -> None:
+        """``undo`` is for a task that is cancelled, perhaps before its first step."""
         task = asyncio.get_running_loop().create_task(work, name=f"channel {peer}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: undo() if done.cancelled() else None)
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    async def _open(self, opening: Coroutine[Any, Any, Channel], peer: str) -> None:
+    async def _open(self, opening: Callable[[], Awaitable[Channel]], peer: str) -> None:
         try:
-            channel = await opening
+            channel = await opening()
         except (TransportError, OSError) as error:
             _log.info("%s was not let in: %s: %s", peer, type(error).__name__, error)
             return

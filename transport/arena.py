@@ -16,7 +16,7 @@ import mmap
 import os
 from collections import deque
 
-from dvrt.errors import Corrupted
+from dvrt.errors import ConfigError, Corrupted
 
 PAGE_BYTES = mmap.PAGESIZE
 ALIGNMENT = 64
@@ -34,6 +34,8 @@ class Arena:
     """This side's memory: extents are allocated and come back in order as the peer releases."""
 
     def __init__(self, capacity: int) -> None:
+        if capacity <= 0 or capacity % ALIGNMENT:
+            raise ConfigError(f"an arena of {capacity} bytes; expected a multiple of {ALIGNMENT}")
         self.capacity = capacity
         self.fd = os.memfd_create("dvrt-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -67,10 +69,6 @@ class Arena:
         """Tell the peer that so many more of its extents, in their order, are free."""
         self._releases[0] += count
 
-    @property
-    def used_bytes(self) -> int:
-        return sum(size for _, size in self._extents)
-
     def reclaim(self, released: int) -> None:
         """Take back what the peer has released. Raises Corrupted for an impossible count."""
         count = released - self._reclaimed
@@ -99,7 +97,8 @@ class Arena:
         tail, end = self._extents[0][0], self._head + size
         if self._head <= tail:
             return self._head if end <= tail else None
-        if end <= (WARM_BYTES if size <= WARM_BYTES // 4 else self.capacity):
+        limit = WARM_BYTES if size <= WARM_BYTES // 4 else self.capacity
+        if end <= min(limit, self.capacity):
             return self._head
         if size <= tail:
             return 0

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from dvrt.buffers import Region
 from dvrt.transport.base import Channel, Transport
 
 LIMIT_S = 20.0
 """No single step of a check may take longer; far above what any of them needs."""
+
+HUGE_BYTES = 64 << 20
+"""More than any transport takes in before the peer receives."""
 
 Pair = tuple[Channel, Channel]
 MakePair = Callable[[], AbstractAsyncContextManager[Pair]]
@@ -56,6 +61,21 @@ async def running(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[
 async def result_of(task: asyncio.Task[Any]) -> Any:
     """What a task returns or raises, within LIMIT_S."""
     return await asyncio.wait_for(task, LIMIT_S)
+
+
+async def send(channel: Channel, header: bytes, *parts: bytes | bytearray) -> None:
+    await channel.send(header, *[Region.of(part) for part in parts], deadline_s=LIMIT_S)
+
+
+async def receive(channel: Channel) -> tuple[bytes, list[bytes]]:
+    incoming = await channel.receive(deadline_s=LIMIT_S)
+    return incoming.header, [bytes(part) for part in await incoming.take(deadline_s=LIMIT_S)]
+
+
+def pattern(size: int, seed: int) -> bytes:
+    """Bytes in which a piece that is lost, repeated or misplaced shows."""
+    block = random.Random(seed).randbytes(min(size, 65_521))
+    return (block * (size // max(1, len(block)) + 1))[:size]
 
 
 @contextlib.asynccontextmanager

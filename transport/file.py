@@ -8,32 +8,32 @@ memory is in use until ``quiet`` returns.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from dvrt.buffers import Region
-from dvrt.errors import ConfigError, ConnectFailed, Corrupted, PeerLost, TransferTimeout
-from dvrt.transport.base import Channel, ChannelHandler, Listener, Transport
+from dvrt.errors import ConfigError, ConnectFailed, PeerLost
+from dvrt.transport.base import ChannelHandler, Listener, Transport
 from dvrt.transport.framing import check_limits
 from dvrt.transport.guarded import GuardedChannel
 from dvrt.transport.packing import views_of
 from dvrt.transport.records import Record, check_record, pack_record, read_record, whole_until
 from dvrt.transport.registry import split_address
 from dvrt.transport.vector import Vector
+from dvrt.transport.waiting import Waiter, until
 
 _VECTOR_COUNT = 512
 T = TypeVar("T")
 
 
 class FileChannel(GuardedChannel):
-    """Owns ``fd``, locked for this process; ``receive`` starts at the first record.
+    """A log with one reader and one writer in this process, locked against all others.
 
-    At the end of the log ``receive`` raises PeerLost and breaks nothing: what is sent later can
-    be received later. ``torn_bytes`` is what a crash left behind and was cut off at opening.
+    ``receive`` starts at the first record and waits at the end for what is sent next; ``has_more``
+    tells whether it would wait. ``torn_bytes`` were cut off when the file was opened.
     """
 
     def __init__(self, fd: int, peer: str, end: int, torn_bytes: int) -> None:
@@ -43,10 +43,176 @@ class FileChannel(GuardedChannel):
         self._end = self._durable_end = end
         self._position = 0
         self._record: Record | None = None
-        self._work: asyncio.Future[object] | None = None
-        self._loop = asyncio.get_running_loop()
+        self._works: set[asyncio.Future[Any]] = set()
+        self._is_dropped = False
+
+    @property
+    def has_more(self) -> bool:
+        return self._position < self._end
 
     @property
     def durable_bytes(self) -> int:
-        """How much of the log survives the loss of power."""
+        """How much of the file survives the loss of power."""
         return self._durable_end
+
+    async def flush(self, *, deadline_s: float | None = None) -> None:
+        """Return when all that was sent before this call is on the disk."""
+        self._ensure_usable()
+        end = self._end
+        try:
+            await self._work(Waiter("a flush"), until(deadline_s), os.fdatasync, self._fd)
+        except PeerLost as error:
+            self._break(error)  # what the kernel could not write it may have forgotten
+            raise
+        self._durable_end = max(self._durable_end, end)
+
+    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
+        views = views_of(regions)
+        self._end = await self._work(self._send_waiter, until, self._append, header, views)
+        self._receive_waiter.wake()
+
+    def _append(self, header: bytes, views: list[memoryview]) -> int:
+        data = Vector([memoryview(pack_record(header, views)), *views])
+        end = self._end
+        while data.nbytes:
+            count = os.pwritev(self._fd, data.next(_VECTOR_COUNT), end)
+            data.advance(count)
+            end += count
+        return end
+
+    async def _next(self, until: float | None) -> tuple[bytes, tuple[int, ...]]:
+        while not self.has_more:
+            await self._receive_waiter.wait(until)
+            self._ensure_usable()
+        record = await self._work(self._receive_waiter, until, self._look)
+        check_limits(
+            self.limits,
+            header_bytes=len(record.header),
+            region_count=len(record.sizes),
+            region_bytes=sum(record.sizes),
+        )
+        if record.sizes:
+            self._record = record
+        else:
+            self._position = record.end
+        return record.header, record.sizes
+
+    def _look(self) -> Record:
+        record = read_record(self._fd, self._position, self._end)
+        assert record is not None, "has_more said so"
+        check_record(self._fd, self._position, record)
+        return record
+
+    async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
+        assert self._record is not None, "regions come after their header"
+        targets = Vector(views_of(regions))
+        await self._work(self._receive_waiter, until, self._read, targets, self._record.regions_at)
+        self._position = self._record.end
+
+    def _read(self, targets: Vector, position: int) -> None:
+        while targets.nbytes:
+            count = os.preadv(self._fd, targets.next(_VECTOR_COUNT), position)
+            if not count:
+                raise PeerLost(f"{self.peer} was made shorter by somebody else")
+            targets.advance(count)
+            position += count
+
+    async def _work(
+        self, waiter: Waiter, until: float | None, work: Callable[..., T], *args: object
+    ) -> T:
+        """Run ``work`` in a thread; it goes on after this call was cancelled or came too late."""
+        future = self._start(waiter, work, *args)
+        while not future.done():
+            await waiter.wait(until)
+            self._ensure_usable()
+        try:
+            return future.result()
+        except OSError as error:
+            raise PeerLost(f"{self.peer}: {os.strerror(error.errno or 0)}") from error
+
+    def _start(self, waiter: Waiter, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        future = asyncio.get_running_loop().run_in_executor(None, work, *args)
+        self._works.add(future)
+        future.add_done_callback(lambda done: self._worked(done, waiter))
+        return future
+
+    def _worked(self, future: asyncio.Future[T], waiter: Waiter) -> None:
+        self._works.discard(future)
+        if not future.cancelled():
+            future.exception()
+        waiter.wake()
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if self._is_dropped and not self._works and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    async def quiet(self) -> None:
+        while self._works:
+            await asyncio.wait(self._works)
+
+    async def _finish(self) -> None:
+        await self.quiet()
+        await asyncio.wait([self._start(Waiter("closing"), os.fdatasync, self._fd)])
+
+    def _drop(self) -> None:
+        self._is_dropped = True
+        self._close_when_idle()
+
+
+class _Opened(NamedTuple):
+    fd: int
+    end: int
+    torn_bytes: int
+
+
+def _open(path: Path) -> _Opened:
+    """Open or create, lock, and cut off what is torn; the name itself is made durable."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = os.fstat(fd).st_size
+        end = whole_until(fd, size)
+        os.ftruncate(fd, end)
+        os.fsync(fd)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return _Opened(fd, end, size - end)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _close_unwanted(opening: asyncio.Future[_Opened]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result().fd)
+
+
+class FileTransport(Transport):
+    """Opens logs; nobody can be listened for on a disk."""
+
+    scheme: ClassVar[str] = "file"
+
+    async def connect(self, address: str, *, deadline_s: float) -> FileChannel:
+        _, name = split_address(address)
+        if not name:
+            raise ConfigError(f"address {address!r}: expected file:///path/of/the/log")
+        opening = asyncio.get_running_loop().run_in_executor(None, _open, Path(name))
+        try:
+            await asyncio.wait_for(asyncio.shield(opening), deadline_s)
+        except TimeoutError:
+            opening.add_done_callback(_close_unwanted)
+            raise ConnectFailed(f"{address} was not open within {deadline_s:g} s") from None
+        except OSError as error:
+            raise ConnectFailed(f"{address}: {os.strerror(error.errno or 0)}") from error
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)
+            raise
+        return FileChannel(opening.result().fd, address, *opening.result()[1:])
+
+    async def listen(self, address: str, handler: ChannelHandler) -> Listener:
+        raise ConnectFailed(f"{address}: a file is connected to, not listened at")

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from dvrt.errors import ConnectFailed, Corrupted, PeerLost
 from dvrt.transport.base import Channel, Transport
-from dvrt.transport.channel_checks import receive, send
-from dvrt.transport.expecting import LIMIT_S, expect, expect_error
+from dvrt.transport.expecting import LIMIT_S, expect, expect_error, receive, send
 
 ListenerCheck = Callable[[Transport, str], Awaitable[None]]
 

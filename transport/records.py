@@ -1,6 +1,6 @@
 """Records of an append-only file: found whole, or found to be torn. Pure but for reading.
 
-    magic 4 | zero 4 | bytes that follow 8 | xxh3-64 of those 8 | frame head | regions
+magic 4 | zero 4 | bytes that follow 8 | xxh3-64 of those 8 | frame head | regions
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ _FACTORIES = {
     "local": ("dvrt.transport.local", "LocalTransport"),
     "tcp": ("dvrt.transport.tcp", "TcpTransport"),
     "shm": ("dvrt.transport.shm", "ShmTransport"),
+    "file": ("dvrt.transport.file", "FileTransport"),
+    "auto": ("dvrt.transport.auto", "AutoTransport"),
 }
 
 

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import struct
+from functools import partial
 from typing import ClassVar
 
 from dvrt.errors import ConfigError, ConnectFailed, Corrupted, TransferTimeout
@@ -143,7 +144,8 @@ class ShmTransport(Transport):
 
         def accept(sock: socket.socket) -> None:
             peer = f"{address}#{_ensure_same_user(sock)}"
-            handlers.start_opening(_set_up(sock, peer, self._arena_bytes, SET_UP_S), peer)
+            opening = partial(_set_up, sock, peer, self._arena_bytes, SET_UP_S)
+            handlers.start_opening(opening, peer, sock.close)
 
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -36,6 +36,7 @@ class ShmChannel(SocketChannel):
     ) -> None:
         super().__init__(sock, peer)
         self._arena, self._peer_arena, self._bell = arena, peer_arena, bell
+        self._piece_bytes = min(PIECE_BYTES, arena.capacity // 2)
         self._releases = Releases()
         self._is_unmapped = False
 
@@ -47,7 +48,7 @@ class ShmChannel(SocketChannel):
             return
         self._ensure_peer()
         head, views = pack_head(header, sizes), views_of(regions)
-        if total > PIECE_BYTES:
+        if total > self._piece_bytes:
             await self._send_pieces(head, Vector(views), until)
             return
         offset = await self._allocate(total, until)
@@ -58,7 +59,7 @@ class ShmChannel(SocketChannel):
         is_whole = sources.nbytes <= self._arena.capacity
         offset = await self._allocate(sources.nbytes, until) if is_whole else 0
         while sources.nbytes:
-            size = min(PIECE_BYTES, sources.nbytes)
+            size = min(self._piece_bytes, sources.nbytes)
             if not is_whole:
                 offset = await self._allocate(size, until)
             gather(sources.take(size), self._arena.bytes[offset : offset + size])

@@ -37,7 +37,7 @@ class Architecture:
 
 
 def find_architecture(model_type: str) -> Architecture | None:
-    """The architecture that serves ``model_type`` as a causal language model; None: there is none."""
+    """What serves ``model_type`` as a causal language model; None: nothing does."""
     causal = causal_classes().get(model_type)
     config_class = _config_classes().get(model_type)
     if causal is None or config_class is None:
@@ -71,15 +71,16 @@ def _config_classes() -> Mapping[str, str]:
 
 @cache
 def _root() -> Path:
+    """Where transformers is installed."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         raise ModelError("transformers is not installed; it does the modelling")
-    return Path(spec.origin).parent
+    return Path(str(spec.origin)).parent
 
 
 def _configuration_source(model_type: str) -> Path:
     special = _mapping("models/auto/auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
-    module = special.get(model_type, model_type.replace("-", "_"))
+    module = str(special.get(model_type, model_type.replace("-", "_")))
     return _root() / "models" / module / f"configuration_{module}.py"
 
 
@@ -144,6 +145,6 @@ def _layer_kinds(node: ast.ClassDef) -> Iterator[str]:
         if not isinstance(item, ast.FunctionDef):
             continue
         for leaf in ast.walk(item):
-            if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str):
-                if leaf.value.endswith("_attention") or leaf.value.startswith("hybrid"):
-                    yield leaf.value
+            text = leaf.value if isinstance(leaf, ast.Constant) else None
+            if isinstance(text, str) and (text.endswith("_attention") or text.startswith("hybrid")):
+                yield text

@@ -104,6 +104,6 @@ class Arena:
         self.write(target, 0, self.entries(source, 0, n_tokens))
 
     def scrub(self, slot: int) -> None:
-        """Zero a slot. Needed after a log with non-finite entries: masked, they still spread NaN."""
+        """Zero a slot; needed after non-finite entries, which spread NaN even where masked."""
         self.keys[:, slot].zero_()
         self.values[:, slot].zero_()

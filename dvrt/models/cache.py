@@ -22,7 +22,7 @@ KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(slots=True)
 class _Rows:
-    """One new entry in each of the slots [first, first + n_rows); ``index`` counts heads' tokens."""
+    """One new entry in each slot of [first, first + n_rows), at ``index`` of the flat layer."""
 
     first: int
     n_rows: int
@@ -90,7 +90,7 @@ class ArenaCache(Cache):
         self._aim = _Rows(first_slot, len(positions), extent, index)
 
     def aim_at_slot(self, slot: int, start: int, n_tokens: int, extent: int) -> None:
-        """The first ``n_tokens`` of the new entries go to the slot's positions from ``start`` on."""
+        """The first ``n_tokens`` new entries go to the slot's positions from ``start`` on."""
         self._aim = _Slot(slot, 1, extent, start, n_tokens)
 
     def update(

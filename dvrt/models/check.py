@@ -56,8 +56,8 @@ def _require_causal(directory: Path, config: Mapping[str, Any]) -> Architecture:
         raise ModelError(f"{directory}/config.json: model_type is missing")
     if config.get("auto_map"):
         raise ModelError(
-            f"{directory}: config.json brings its own code (auto_map), which is never run; remove the "
-            f"key if transformers' own {model_type!r} implements this model"
+            f"{directory}: config.json brings its own code (auto_map), which is never run; remove "
+            f"the key if transformers' own {model_type!r} implements this model"
         )
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{directory}: {model_type!r} is an encoder-decoder, not a causal LM")
@@ -170,8 +170,8 @@ class _Parts:
         vocab_size = settings.integer("vocab_size")
         if embeddings.shape[:1] != (vocab_size,):
             raise ModelError(
-                f"{embeddings.file}: tensor {embeddings.name} has the shape {list(embeddings.shape)}; "
-                f"config.json says vocab_size {vocab_size}"
+                f"{embeddings.file}: tensor {embeddings.name} has the shape "
+                f"{list(embeddings.shape)}; config.json says vocab_size {vocab_size}"
             )
         for number, layer in enumerate(self.layers):
             if not layer:

@@ -145,8 +145,8 @@ def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
     nbytes = math.prod(shape) * item_bytes
     if min(shape, default=0) < 0 or start < 0 or stop - start != nbytes:
         raise ModelError(
-            f"{path}: damaged: tensor {name} of shape {list(shape)} and type {dtype} needs {nbytes} "
-            f"bytes and has {stop - start}"
+            f"{path}: damaged: tensor {name} of shape {list(shape)} and type {dtype} "
+            f"needs {nbytes} bytes and has {stop - start}"
         )
     return TensorEntry(
         name=name, file=path, dtype=dtype, shape=shape, offset=data_start + start, nbytes=nbytes

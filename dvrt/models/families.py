@@ -18,7 +18,7 @@ class Cut:
 
     ``inner`` is the path from the causal-LM class's base model to the module that has the layers.
     ``additive`` children of the first stage add something to the hidden states (positions);
-    elsewhere they add nothing. ``alibi`` families build their biases from a mask of the full extent.
+    elsewhere they add nothing. ``alibi`` families take biases over the full extent.
     """
 
     layers: str

@@ -82,7 +82,8 @@ class HashModel:
         return self._logits(hidden[list(rows)])
 
     def chunk_logits(self, hidden: Hashes, n_tokens: int) -> Logits:
-        return self._logits(hidden[n_tokens - 1 : n_tokens])[0]
+        last: Logits = self._logits(hidden[n_tokens - 1 : n_tokens])[0]
+        return last
 
     def _hidden(self, inputs: Any) -> Hashes:
         if isinstance(inputs, bytes | bytearray | memoryview):
@@ -104,7 +105,8 @@ class HashModel:
     def _logits(self, hidden: Hashes) -> Logits:
         """Pseudo-random logits in [0, 16), ``[positions, vocabulary]``."""
         noise = mix(hidden[:, None] + self._vocabulary[None, :]) >> _TO_FLOAT
-        return noise.astype(np.float32) * np.float32(2.0**-20)
+        scaled: Logits = noise.astype(np.float32) * np.float32(2.0**-20)
+        return scaled
 
     def fork(self, source: int, target: int, n_tokens: int) -> None:
         self._arena[:, target, :n_tokens] = self._arena[:, source, :n_tokens]
@@ -113,5 +115,5 @@ class HashModel:
         self._arena[:, slot] = 0
 
     def entries(self, slot: int, start: int, stop: int) -> Hashes:
-        """The entries of positions [start, stop), ``[layers, positions]``, as a view of the arena."""
+        """The entries of positions [start, stop), ``[layers, positions]``, a view of the arena."""
         return self._arena[:, slot, start:stop]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dvrt.errors import ModelError
 from dvrt.models.architecture import find_architecture
@@ -23,6 +23,9 @@ from dvrt.models.modules import AddsNothing, PassThrough
 from dvrt.models.spec import StageSpec
 from dvrt.models.weights import Progress, read_tensors
 
+CausalModel = Any
+"""A transformers model for causal language modelling; its methods carry no types."""
+
 _OTHER_HEAD_NAMES = ("embed_out.weight",)
 _ENTRY_FACTORS = ("embedding_multiplier",)
 """Attributes by which a base model multiplies what enters it (Granite)."""
@@ -30,9 +33,9 @@ _ENTRY_FACTORS = ("embedding_multiplier",)
 
 @dataclass(slots=True, kw_only=True)
 class LoadedStage:
-    """One stage's modules with their weights. ``model`` is the causal LM around the cut ``inner``."""
+    """One stage's modules and weights; ``model`` is the causal LM around the cut ``inner``."""
 
-    model: PreTrainedModel
+    model: CausalModel
     inner: nn.Module
     cut: Cut
     weights_bytes: int
@@ -50,12 +53,12 @@ def load_stage(spec: StageSpec, progress: Progress | None = None) -> LoadedStage
     tensors = read_tensors(wanted, dtype, device, progress)
     _make_buffers(model, device)
     _put(model, tensors)
-    model.eval()
+    model.train(mode=False)
     weights_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return LoadedStage(model=model, inner=inner, cut=cut, weights_bytes=weights_bytes)
 
 
-def _build(spec: StageSpec, dtype: torch.dtype) -> tuple[PreTrainedModel, Cut]:
+def _build(spec: StageSpec, dtype: torch.dtype) -> tuple[CausalModel, Cut]:
     """The whole model without memory, and where to cut it."""
     try:
         config = AutoConfig.from_pretrained(spec.directory, local_files_only=True)
@@ -69,26 +72,26 @@ def _build(spec: StageSpec, dtype: torch.dtype) -> tuple[PreTrainedModel, Cut]:
         raise ModelError(f"{spec.directory}: {config.model_type!r} is not served")
     if config.num_hidden_layers != spec.n_layers:
         raise ModelError(
-            f"{spec.directory}: {config.num_hidden_layers} layers, and {spec.n_layers} were announced"
+            f"{spec.directory}: {config.num_hidden_layers} layers, and "
+            f"{spec.n_layers} were announced"
         )
     attention = "eager" if cut.alibi else EXACT if spec.exact else FAST
+    make: Any = AutoModelForCausalLM
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention
-            )
+            model = make.from_config(config, dtype=dtype, attn_implementation=attention)
         except Exception as error:
             raise ModelError(f"{spec.directory}: transformers cannot build it: {error}") from error
     return model, cut
 
 
-def _inner(model: PreTrainedModel, cut: Cut) -> nn.Module:
-    base = model.base_model
+def _inner(model: CausalModel, cut: Cut) -> nn.Module:
+    base: nn.Module = model.base_model
     return base.get_submodule(cut.inner) if cut.inner else base
 
 
 def _cut(
-    model: PreTrainedModel,
+    model: CausalModel,
     inner: nn.Module,
     cut: Cut,
     spec: StageSpec,
@@ -114,7 +117,7 @@ def _cut(
 
 
 def _untie_own_head(
-    model: PreTrainedModel, spec: StageSpec, entries: Mapping[str, TensorEntry]
+    model: CausalModel, spec: StageSpec, entries: Mapping[str, TensorEntry]
 ) -> None:
     """A checkpoint with a head of its own is loaded as it is, whatever its configuration says."""
     head = model.get_output_embeddings()
@@ -123,7 +126,7 @@ def _untie_own_head(
 
 
 def _find_tensors(
-    model: PreTrainedModel,
+    model: CausalModel,
     inner: nn.Module,
     cut: Cut,
     spec: StageSpec,
@@ -161,12 +164,13 @@ def _persistent(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _path(model: nn.Module, inner: nn.Module) -> str:
-    return next(path for path, module in model.named_modules() if module is inner)
+    paths = (path for path, module in model.named_modules() if module is inner)
+    return str(next(paths))
 
 
 def _find(
     name: str,
-    model: PreTrainedModel,
+    model: CausalModel,
     entries: Mapping[str, TensorEntry],
     tied: Mapping[str, str],
 ) -> TensorEntry | None:
@@ -181,23 +185,24 @@ def _find(
     return _find(source, model, entries, {}) if source else None
 
 
-def _make_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def _make_buffers(model: CausalModel, device: torch.device) -> None:
     """Buffers that no file has (rotary frequencies) are computed on the real device."""
     for module in model.modules():
-        names = [
-            name
+        made = {
+            name: torch.full_like(buffer, _unset(buffer), device=device)
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.is_meta and name in module._non_persistent_buffers_set
-        ]
-        for name in names:
-            buffer = module._buffers[name]
-            filler = float("nan") if buffer.is_floating_point() else -1
-            module._buffers[name] = torch.full_like(buffer, filler, device=device)
-        if names:
+        }
+        module._buffers.update(made)
+        if made:
             model._init_weights(module)
-        for name in names:
-            if module._buffers[name].isnan().any():
+        for name, buffer in made.items():
+            if buffer.isnan().any():
                 raise ModelError(f"{type(module).__name__}: transformers leaves {name} unset")
+
+
+def _unset(buffer: torch.Tensor) -> float:
+    return float("nan") if buffer.is_floating_point() else -1
 
 
 def _put(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -96,7 +96,7 @@ class StageRunner:
     def chunk(self, slot: int, start: int, n_tokens: int, inputs: Inputs) -> torch.Tensor:
         """Extend one log by the positions [start, start + n_tokens) of a prompt.
 
-        In exact mode ``start`` is a multiple of ``chunk_tokens`` and ``n_tokens`` at most one chunk.
+        In exact mode ``start`` is a multiple of ``chunk_tokens``, ``n_tokens`` at most that.
         The answer is ``[1, n_tokens, hidden_size]``, contiguous.
         """
         self._use_threads()
@@ -188,15 +188,22 @@ class StageRunner:
         """The inputs of the rows [first, stop), padded to ``n_rows``: ``[n_rows, 1, width]``."""
         if not self.spec.is_first:
             return _pad(self._states(inputs, self.spec.batch_size)[first:stop], n_rows)
-        token_ids = list(inputs[first:stop]) + [0] * (n_rows - stop + first)  # type: ignore[arg-type]
+        token_ids = self._token_ids(inputs, self.spec.batch_size)[first:stop]
+        token_ids += [0] * (n_rows - len(token_ids))
         return self._forward.embed(torch.tensor(token_ids, device=self._device)[:, None])
 
     def _prompt(self, inputs: Inputs, n_tokens: int, width: int) -> torch.Tensor:
         """The inputs of a chunk, padded to ``width`` tokens: ``[1, width, width of a state]``."""
         if not self.spec.is_first:
             return _pad(self._states(inputs, n_tokens), width).view(1, width, -1)
-        token_ids = list(inputs) + [0] * (width - n_tokens)
+        token_ids = self._token_ids(inputs, n_tokens) + [0] * (width - n_tokens)
         return self._forward.embed(torch.tensor(token_ids, device=self._device)[None])
+
+    def _token_ids(self, inputs: Any, n_items: int) -> list[int]:
+        token_ids = list(inputs)
+        if len(token_ids) != n_items:
+            raise ProtocolError(f"{len(token_ids)} token ids for {n_items} items")
+        return token_ids
 
     def _states(self, inputs: Any, n_items: int) -> torch.Tensor:
         """Hidden states ``[n_items, 1, hidden_size]`` from a tensor or from its bytes."""
@@ -205,7 +212,8 @@ class StageRunner:
             if len(writable) != n_items * self.hidden_size * self._dtype.itemsize:
                 raise ProtocolError(f"{len(writable)} bytes of hidden states for {n_items} items")
             inputs = torch.frombuffer(writable, dtype=self._dtype)
-        return inputs.to(self._device).view(n_items, 1, -1)
+        states: torch.Tensor = inputs.to(self._device)
+        return states.view(n_items, 1, -1)
 
     def _batch(self, out: torch.Tensor, first: int, stop: int) -> torch.Tensor:
         """The computed rows as those of a whole batch."""

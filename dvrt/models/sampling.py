@@ -47,13 +47,13 @@ def draw(
     raw: Floats = np.asarray(logits, dtype=np.float32)
     if not np.isfinite(raw).all():
         raise BadLogits(
-            f"{np.count_nonzero(~np.isfinite(raw))} of the {len(raw)} logits at position {position} "
-            "are not finite: the model overflowed, or its weights are damaged"
+            f"{np.count_nonzero(~np.isfinite(raw))} of the {len(raw)} logits at position "
+            f"{position} are not finite: the model overflowed, or its weights are damaged"
         )
     scores = _penalised(raw, params.repetition_penalty, context_ids)
     if params.is_greedy:
         return _with_logprobs(int(scores.argmax()), raw, params.logprobs)
-    kept, values = _keep(scores / np.float32(params.temperature), params)
+    kept, values = _keep(_tempered(scores, params.temperature), params)
     exponentials = draw_exponentials(params.seed, sample, position, len(raw))
     if kept is not None:
         exponentials = exponentials[kept]
@@ -73,10 +73,20 @@ def draw_exponentials(
     return np.maximum(values, _LEAST, out=values)
 
 
+def _tempered(scores: Floats, temperature: float) -> Floats:
+    """The scores as their distance to the best, which cannot become infinite, by temperature."""
+    with np.errstate(over="ignore"):
+        tempered: Floats = scores - scores.max()
+        tempered /= np.float32(temperature)
+    return tempered
+
+
 def _weights(scores: Floats) -> Floats:
     """The probabilities times a constant."""
-    weights = scores - scores.max()
-    return np.exp(weights, out=weights)
+    with np.errstate(over="ignore"):
+        weights: Floats = scores - scores.max()
+    np.exp(weights, out=weights)
+    return weights
 
 
 def _penalised(raw: Floats, penalty: float, context_ids: Sequence[int]) -> Floats:
@@ -116,7 +126,7 @@ def _nucleus(scores: Floats, top_p: float) -> Ids:
 
 
 def _largest(values: Floats, n: int) -> Ids:
-    """The indices of the ``n`` largest values in descending order, the lower index first on ties."""
+    """The indices of the ``n`` largest values, descending, the lower index first on ties."""
     if n >= len(values):
         return np.argsort(-values, kind="stable")
     least = np.partition(values, len(values) - n)[len(values) - n]

@@ -23,7 +23,7 @@ class Settings:
         self.architecture = architecture
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value in config.json, under the class's own name or the standard one, or its default."""
+        """The value under the class's own name or the standard one, or the class's default."""
         own = self.architecture.aliases.get(name, name)
         for key in (own, name):
             if key in self.config:
@@ -100,8 +100,8 @@ class Settings:
             self._refuse("attention with a dynamic mask")
         if self.has_experts():
             raise ModelError(
-                f"{self.directory}: {self.architecture.model_type!r} is a mixture of experts, which "
-                "is not served: which rows share a product depends on all rows of a batch"
+                f"{self.directory}: {self.architecture.model_type!r} is a mixture of experts, "
+                "which is not served: which rows share a product depends on all rows of a batch"
             )
         made_up = self.architecture.layer_kinds - {"full_attention", "sliding_attention"}
         if made_up and not isinstance(kinds, list):
@@ -109,6 +109,6 @@ class Settings:
 
     def _refuse(self, what: str) -> None:
         raise ModelError(
-            f"{self.directory}: {self.architecture.model_type!r} has {what}; dvrt serves layers with "
-            "ordinary full attention, whose KV log is only ever appended to"
+            f"{self.directory}: {self.architecture.model_type!r} has {what}; dvrt serves layers "
+            "with ordinary full attention, whose KV log is only ever appended to"
         )

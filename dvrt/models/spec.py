@@ -33,7 +33,7 @@ class ModelSpec:
     """One checkpoint that can be served.
 
     ``dtype`` is the type it was saved in. ``max_positions`` is None for a model without a limit
-    (ALiBi). Beyond ``rope_bound`` the rope type rewrites the keys of old positions. The ``*_params``
+    (ALiBi). Beyond ``rope_bound`` the rope type rewrites the keys of old positions. ``*_params``
     count elements: of each layer, of the first stage's embeddings, of the last stage's norm and
     head; ``tied_params`` are those that stand in both (each of the two stages loads its own copy).
     """

@@ -22,7 +22,7 @@ def split_evenly(n_layers: int, n_stages: int) -> tuple[tuple[int, int], ...]:
 
 
 def split_as_given(n_layers: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Intervals of the given sizes. Raises ConfigError unless all are positive and cover the model."""
+    """Intervals of the given sizes. Raises ConfigError unless they are positive and cover all."""
     if not sizes or min(sizes) < 1:
         raise ConfigError(f"layers is {list(sizes)}; each stage needs at least one layer")
     if sum(sizes) != n_layers:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvrt.errors import ModelError, RequestRejected
 from dvrt.models.detokenizers import make_detokenizer
-from dvrt.models.text_stream import TextStream
+from dvrt.models.text_stream import TextStream as TextStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,9 +54,9 @@ class TextCodec:
                 str(directory), local_files_only=True, trust_remote_code=False
             )
             tokenizer.encode("")  # resets truncation and padding, which threads must not do
+            return cls(tokenizer)
         except Exception as error:
             raise ModelError(_fault(directory, files[0], error)) from error
-        return cls(tokenizer)
 
     def __repr__(self) -> str:
         return f"<TextCodec {type(self._tokenizer).__name__}, {self._n_ids} ids>"

@@ -99,20 +99,23 @@ def make_tiny(
             **(settings or {}),
         },
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    make: Any = AutoModelForCausalLM
+    model: PreTrainedModel = make.from_config(config)
     _randomise(model, seed)
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _widths(model_type: str, hidden_size: int) -> dict[str, Any]:
@@ -146,9 +149,8 @@ def write_byte_tokenizer(directory: Path) -> None:
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|end|>", clean_up_tokenization_spaces=False
-    )
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(tokenizer_object=core, eos_token="<|end|>", clean_up_tokenization_spaces=False)
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"

@@ -1,4 +1,4 @@
-"""What a cut model has to show before it is trusted, so that no family is served wrongly in silence.
+"""What a cut model has to show before it is trusted: no family is served wrongly in silence.
 
 Without layers a stage changes nothing; its layers put one entry a position into the cache; and with
 dvrt's masks, positions, attention and arena a layer computes what transformers computes alone.

@@ -36,7 +36,7 @@ def read_tensor(entry: TensorEntry, dtype: torch.dtype, device: torch.device) ->
 
 
 def _fill(entry: TensorEntry, tensor: torch.Tensor) -> None:
-    buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
     try:
         with entry.file.open("rb", buffering=0) as file:
             file.seek(entry.offset)
@@ -52,7 +52,8 @@ def _fill(entry: TensorEntry, tensor: torch.Tensor) -> None:
         ) from error
     if done < entry.nbytes:
         raise ModelError(
-            f"{entry.file}: truncated: tensor {entry.name} has {entry.nbytes} bytes, {done} are there"
+            f"{entry.file}: truncated: tensor {entry.name} has {entry.nbytes} bytes, "
+            f"{done} are there"
         )
 
 

@@ -15,7 +15,7 @@ from dvrt.models.split import split_evenly
 
 
 class Pipeline:
-    """All stages of a checkpoint. Greedy rows live in slots; ``forced`` tokens replace drawn ones."""
+    """All stages of a checkpoint; what passes between them passes as bytes."""
 
     def __init__(self, directory: Path, n_stages: int = 1, **changes: Any) -> None:
         model = inspect_checkpoint(directory)

@@ -1,4 +1,4 @@
-"""Greedy tokens equal those of transformers' ``generate``, for every family and number of stages."""
+"""Greedy tokens equal those of transformers' ``generate``, for every family and split."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_chunk_size_is_free(checkpoint: Callable[[str], Path]) -> None:
 def test_other_families_by_their_plan(
     tmp_path: Path, family: str, settings: dict[str, object]
 ) -> None:
-    """Factors at the entrance and the head, latent attention, widths that differ: all by one way."""
+    """Factors at both ends, latent attention, widths that differ: all in one way."""
     directory = write_tiny(tmp_path / family, family, n_layers=3, settings=settings)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     prompts = make_prompts(seed=11)[:4]

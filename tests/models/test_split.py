@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def test_even_split(n_layers: int, n_stages: int) -> None:
     parts = split_evenly(n_layers, n_stages)
     assert parts[0][0] == 0
     assert parts[-1][1] == n_layers
-    assert all(one[1] == other[0] for one, other in zip(parts, parts[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in pairwise(parts))
     sizes = [stop - first for first, stop in parts]
     assert len(sizes) == n_stages
     assert max(sizes) - min(sizes) <= 1
