@@ -71,6 +71,7 @@ class PlanOptions:
 def plan(
     *,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
     options: dict[str, Any],
 ) -> None:
     """Rank every way to split a model over machines, and say why."""

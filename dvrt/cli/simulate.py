@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from dvrt.cli.parameters import with_options
+from dvrt.cli.signals import interruptible
 from dvrt.errors import ConfigError
 from dvrt.options import make_options, option
 from dvrt.planner.model_info import read_model_info
@@ -77,6 +78,7 @@ def simulate(
         bool, typer.Option("--compat", help="as the public simulators do; the only way so far")
     ] = True,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
     options: dict[str, Any],
 ) -> None:
     """Simulate a deployment, or sweep over all splits of 1 to 16 machines."""
@@ -142,7 +144,7 @@ def _sweep(given: SimulateOptions, *, as_json: bool) -> None:
     partial = PartialSweep(csv_path.with_suffix(".partial"), swept) if csv_path else None
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    with interruptible(), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"{swept.info.model} sweep", total=None)
         outcomes = run_sweep(
             swept,

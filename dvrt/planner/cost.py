@@ -1,0 +1,219 @@
+"""What a split delivers: Equations 3 to 6 with whole layers, real bandwidths and both batch sizes.
+
+Times are of the slowest stage, which has ceil(L / D) layers. All is a steady-state estimate from
+means; the simulator is the one that plays a trace.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dvrt.planner import equations
+from dvrt.planner.profile import Profile
+from dvrt.planner.split import CHUNKED, Split
+from dvrt.planner.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """Seconds of one microbatch on the slowest stage: Y, t, and N t with swapping's waits in it.
+
+    ``stream_overhead`` is the paper's m, 1 where prompts and tokens share a pipeline.
+    """
+
+    prompt_s: float
+    token_s: float
+    decode_s: float
+    stream_overhead: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Steady state of a split. ``inverse_s`` is seconds a request for all groups together.
+
+    ``prompt_side_s`` and ``token_side_s`` are the same for the two sides alone, equal to
+    ``inverse_s`` where one pipeline does both. ``availability`` is the share of time not lost to
+    failures; requests and tokens a second count it.
+    """
+
+    split: Split
+    times: StageTimes
+    prompt_side_s: float
+    token_side_s: float
+    availability: float
+    requests_per_s: float
+    tokens_per_s: float
+    dollars_per_million_tokens: float | None
+
+    @property
+    def inverse_s(self) -> float:
+        return max(self.prompt_side_s, self.token_side_s)
+
+
+class CostModel:
+    """Costs the splits of one profile and workload; says nothing about whether they fit.
+
+    ``stream_overhead`` is the paper's m where somebody measured it; None derives it from the
+    network. ``mtbf_hours`` is the mean time between failures of one machine, None for no failures.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        workload: Workload,
+        *,
+        stream_overhead: float | None = None,
+        mtbf_hours: float | None = None,
+        price_per_hour: float | None = None,
+    ) -> None:
+        self.profile = profile
+        self.workload = workload
+        self._stream_overhead = stream_overhead
+        self._mtbf_hours = mtbf_hours
+        self._price_per_hour = price_per_hour
+        self._times: dict[tuple[int, int, int, int, bool], StageTimes] = {}
+
+    def cost(self, split: Split) -> Cost:
+        """What this split delivers in the steady state."""
+        times = self.stage_times(split)
+        prompt_side_s, token_side_s = self._sides(split, times)
+        availability = self._availability(split, times)
+        requests_per_s = availability / max(prompt_side_s, token_side_s)
+        tokens_per_s = requests_per_s * self.workload.mean_output
+        dollars = None
+        if self._price_per_hour is not None:
+            dollars = self._price_per_hour * split.machines / 3600 / tokens_per_s * 1e6
+        return Cost(
+            split=split,
+            times=times,
+            prompt_side_s=prompt_side_s,
+            token_side_s=token_side_s,
+            availability=availability,
+            requests_per_s=requests_per_s,
+            tokens_per_s=tokens_per_s,
+            dollars_per_million_tokens=dollars,
+        )
+
+    def stage_times(self, split: Split) -> StageTimes:
+        """Y and t of this split's slowest stages, and m from the network if it is not given."""
+        prompt_batch = split.prompt_batch or split.batch
+        key = (split.prompt_stages, split.stages, prompt_batch, split.batch, split.swap)
+        if key not in self._times:
+            self._times[key] = self._new_stage_times(split, prompt_batch)
+        return self._times[key]
+
+    def transfer_times(self, split: Split) -> tuple[float, ...]:
+        """Appendix G's transf_i of a stage at the workload's contexts, all equally frequent."""
+        token_kv = self._layers(split.stages) * self.profile.model.kv_bytes_per_token
+        return tuple(
+            equations.transfer_time(
+                context,
+                batch=split.batch,
+                token_kv=token_kv,
+                bandwidth=self.profile.machine.host_to_device,
+            )
+            for context in self.workload.contexts
+        )
+
+    def _new_stage_times(self, split: Split, prompt_batch: int) -> StageTimes:
+        profile, workload = self.profile, self.workload
+        prompt_layers = self._layers(split.prompt_stages or split.stages)
+        layer_s = profile.prompt.mean_seconds(
+            prompt_batch, workload.mean_prompt, workload.mean_square_prompt
+        )
+        prompt_s = prompt_layers * layer_s + profile.head_s(prompt_batch)
+        token_layers = self._layers(split.stages)
+        token_s = profile.stage_token_s(token_layers, split.batch, workload.mean_context)
+        per_token_s = self._swapped_token_s(split, token_layers) if split.swap else token_s
+        return StageTimes(
+            prompt_s=prompt_s,
+            token_s=token_s,
+            decode_s=workload.mean_output * per_token_s,
+            stream_overhead=self._overhead(split, prompt_layers, prompt_s),
+        )
+
+    def _layers(self, stages: int) -> int:
+        return math.ceil(self.profile.model.layers / stages)
+
+    def _swapped_token_s(self, split: Split, layers: int) -> float:
+        """The mean of max(t, transf_i) over the workload's contexts."""
+        contexts = self.workload.contexts
+        steps = zip(contexts, self.transfer_times(split), strict=True)
+        total_s = math.fsum(
+            max(self.profile.stage_token_s(layers, split.batch, context), transfer_s)
+            for context, transfer_s in steps
+        )
+        return total_s / len(contexts)
+
+    def _overhead(self, split: Split, layers: int, prompt_s: float) -> float:
+        """The paper's m: streaming by layers costs only what does not hide behind the prompt."""
+        if not split.prompt_stages:
+            return 1.0
+        if self._stream_overhead is not None:
+            return self._stream_overhead
+        sent = split.prompt_batch * self.workload.mean_prompt
+        sent *= layers * self.profile.model.kv_bytes_per_token
+        return max(1.0, sent / self.profile.machine.network / prompt_s)
+
+    def _sides(self, split: Split, times: StageTimes) -> tuple[float, float]:
+        """Seconds a request on the prompt side and on the token side, over all groups."""
+        rows = split.batch * split.groups
+        network_s = self._network_s(split) / rows
+        if split.prompt_stages:
+            prompt_s = times.stream_overhead * times.prompt_s
+            prompt_s /= split.prompt_batch * split.groups
+            return prompt_s, max(times.decode_s / rows, network_s)
+        both_s = max(self._colocated_s(split, times) / rows, network_s)
+        return both_s, both_s
+
+    def _colocated_s(self, split: Split, times: StageTimes) -> float:
+        """Equation 3 for whole prompts; for chunks less of the bubble, the more steps carry one.
+
+        When every step carries a chunk all steps take equally long and nothing is torn; when a
+        share p does, 1 - p of the whole prompt's bubble is left. More chunks than token steps make
+        steps that decode less than a full microbatch at the same price.
+        """
+        bubble_s = (split.stages - 1) * (times.prompt_s - times.token_s) / split.stages
+        if split.family != CHUNKED:
+            return times.prompt_s + times.decode_s + bubble_s
+        workload = self.workload
+        per_step = split.batch * workload.mean_prompt / split.chunk / workload.mean_output
+        torn_s = max(0.0, 1 - per_step) * max(0.0, bubble_s)
+        prompt_s = times.prompt_s + self._reread_s(split)
+        return prompt_s + times.decode_s * max(1.0, per_step) + torn_s
+
+    def _reread_s(self, split: Split) -> float:
+        """Reading earlier chunks' KV: a prompt of P in chunks of c reads about P^2 / 2c again."""
+        per_entry_s = self.profile.token.coefficients[2]
+        workload = self.workload
+        again = max(0.0, workload.mean_square_prompt / split.chunk - workload.mean_prompt)
+        return self._layers(split.stages) * split.batch * per_entry_s * again / 2
+
+    def _network_s(self, split: Split) -> float:
+        """Receiving on a token stage for one microbatch: prompts' KV if apart, and replicas."""
+        workload, model = self.workload, self.profile.model
+        entries = workload.mean_prompt if split.prompt_stages else 0.0
+        entries += split.replicas * (workload.mean_prompt + workload.mean_output)
+        received = entries * split.batch * self._layers(split.stages) * model.kv_bytes_per_token
+        return received / self.profile.machine.network
+
+    def _availability(self, split: Split, times: StageTimes) -> float:
+        """The share of time left when each machine fails every ``mtbf_hours`` and stops its group.
+
+        Without replicas half of the work in flight is done again on average; with them the lost
+        stage's KV is copied back.
+        """
+        if self._mtbf_hours is None:
+            return 1.0
+        profile, workload = self.profile, self.workload
+        layers = self._layers(split.stages)
+        lost_s = profile.recovery.detect_s + profile.recovery.restart_s + profile.load_s(layers)
+        if split.replicas:
+            entries = split.stages * split.batch * (workload.mean_prompt + workload.mean_output)
+            kv_bytes = entries * layers * profile.model.kv_bytes_per_token
+            lost_s += kv_bytes / profile.machine.network
+        else:
+            lost_s += split.stages * (times.prompt_s + times.decode_s) / 2
+        failures_per_s = split.group_machines / (self._mtbf_hours * 3600)
+        return 1 / (1 + failures_per_s * lost_s)

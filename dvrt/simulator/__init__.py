@@ -1,0 +1,1 @@
+"""Simulators in virtual time; ``compat_*`` follow the public ones bit by bit, without a runtime."""
