@@ -1,0 +1,1 @@
+"""Benchmarks: what dvrt claims, measured; each prints a table or one JSON object."""

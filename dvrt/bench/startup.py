@@ -1,0 +1,31 @@
+"""``bench startup``: how much longer four workers take to be ready than one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import dvrt
+from dvrt.bench.common import Measured, spread
+
+STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
+
+
+def measure(*, quick: bool) -> Measured:
+    """Launches of one and of four workers in turn; the model is the demo's."""
+    seconds: dict[int, list[float]] = {1: [], 4: []}
+    for _ in range(2 if quick else 5):
+        for stages, times in seconds.items():
+            times.append(asyncio.run(_ready_after(stages)))
+    one, four = spread(seconds[1]), spread(seconds[4])
+    return Measured(
+        results={"one_worker_s": one, "four_workers_s": four},
+        ratios={"four_vs_one": four["median"] / one["median"]},
+    )
+
+
+async def _ready_after(stages: int) -> float:
+    began = time.monotonic()
+    async with dvrt.launch(STORYTELLER, stages=stages):
+        return time.monotonic() - began
