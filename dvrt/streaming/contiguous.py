@@ -1,0 +1,178 @@
+"""``flush`` and ``fetch``: one contiguous chunk, to here or there.
+
+    flush   device memory -> host memory, or any memory -> the peer at the end of a channel
+    fetch   host memory -> device memory, or what the peer flushed -> any memory
+
+While it runs, a remote flush (fetch) is the only sender (receiver) of its channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from dvrt.buffers import MemoryKind, Region
+from dvrt.cuda.fences import Fence
+from dvrt.errors import ChannelBusy, Corrupted, TransferTimeout
+from dvrt.kv.digest import digest_of
+from dvrt.streaming.kit import Kit
+from dvrt.transport import Channel
+from dvrt.wire import decode, encode, message
+
+Place = Region | Channel
+"""Memory of this process, or the peer of a channel."""
+
+
+@message("stream.chunk")
+class Chunk:
+    """Bytes that travel as one message; ``tag`` is the caller's, ``digest`` 0: not computed."""
+
+    tag: str
+    digest: int
+
+
+@asynccontextmanager
+async def deadline(seconds: float | None, what: str) -> AsyncIterator[None]:
+    """Turns the block's time-out into TransferTimeout."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TransferTimeout(f"{what} was not over by its deadline") from None
+
+
+@contextmanager
+def first_error() -> Iterator[None]:
+    """An error out of a task group is raised as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def flush(
+    kit: Kit,
+    source: Region,
+    target: Place,
+    *,
+    deadline_s: float | None,
+    tag: str = "",
+    after: Sequence[Fence] = (),
+) -> None:
+    """Move the whole of ``source``; returns when its memory may be reused.
+
+    Raises as the channel does, TransferTimeout, and ValueError where sizes differ. Cancelled or
+    late, it returns only when nothing reads the source any more; a channel in use is then broken.
+    """
+    async with deadline(deadline_s, "a flush"):
+        if isinstance(target, Region):
+            await finish(kit.device.copy_out(target, source, after=after))
+            kit.counters.copies_out += 1
+            return
+        if source.kind is not MemoryKind.CUDA:
+            for fence in after:
+                await fence.done()
+            await send(kit, target, tag, [source])
+            return
+        with await kit.staging.lease(source.nbytes) as staging:
+            await finish(kit.device.copy_out(staging.region, source, after=after))
+            kit.counters.copies_out += 1
+            await send(kit, target, tag, [staging.region])
+
+
+async def fetch(
+    kit: Kit,
+    target: Region,
+    source: Place,
+    *,
+    deadline_s: float | None,
+    tag: str = "",
+    after: Sequence[Fence] = (),
+) -> None:
+    """Fill the whole of ``target``; returns when the bytes are there and their digest is right.
+
+    Raises as the channel does, TransferTimeout, and Corrupted for another tag, size or digest.
+    Cancelled or late, it returns only when nothing writes to the target any more; a channel in the
+    middle of a message is then broken.
+    """
+    async with deadline(deadline_s, "a fetch"):
+        if isinstance(source, Region):
+            await finish(kit.device.copy_in(target, source, after=after))
+            kit.counters.copies_in += 1
+            return
+        if target.kind is not MemoryKind.CUDA:
+            for fence in after:
+                await fence.done()
+            await receive(kit, source, tag, target)
+            return
+        with await kit.landing.lease(target.nbytes) as staging:
+            await receive(kit, source, tag, staging.region)
+            await finish(kit.device.copy_in(target, staging.region, after=after))
+            kit.counters.copies_in += 1
+
+
+async def finish(fence: Fence) -> None:
+    """Wait for a copy. Cancelled, it still waits: until then the copy touches its memory."""
+    try:
+        await fence.done()
+    except asyncio.CancelledError:
+        while not fence.is_done:
+            with suppress(asyncio.CancelledError):
+                await fence.ended()
+        raise
+
+
+async def send(kit: Kit, channel: Channel, tag: str, regions: Sequence[Region]) -> None:
+    """One message of these regions. Cut short, it returns when the channel reads them no more."""
+    digest = digest_of(region.view() for region in regions) if kit.is_verified else 0
+    try:
+        await channel.send(encode(Chunk(tag=tag, digest=digest)), *regions)
+    except (ChannelBusy, ValueError, TypeError):
+        raise  # refused: nothing moved, nothing broke
+    except BaseException:
+        channel.abort()
+        await channel.quiet()
+        raise
+    kit.counters.parcels_sent += 1
+    kit.counters.bytes_sent += sum(region.nbytes for region in regions)
+
+
+async def receive(kit: Kit, channel: Channel, tag: str, target: Region) -> None:
+    """One message into this memory. Raises Corrupted unless it is what was expected."""
+    incoming = await channel.receive()
+    try:
+        chunk = decode(incoming.header)
+        _ensure_expected(chunk, tag, sum(incoming.sizes), target.nbytes)
+        await incoming.into(*cut(target, incoming.sizes))
+    except BaseException:
+        channel.abort()
+        await channel.quiet()
+        raise
+    got = digest_of([target.view()]) if chunk.digest else 0
+    if got != chunk.digest:
+        kit.counters.corrupted_parcels += 1
+        raise Corrupted(f"digest of chunk {tag!r}", expected=chunk.digest, got=got)
+    kit.counters.parcels_received += 1
+    kit.counters.bytes_received += target.nbytes
+
+
+def cut(region: Region, sizes: Sequence[int]) -> list[Region]:
+    """Neighbouring parts of these sizes."""
+    found, start = [], 0
+    for size in sizes:
+        found.append(region.part(start, size))
+        start += size
+    return found
+
+
+def _ensure_expected(chunk: object, tag: str, nbytes: int, expected: int) -> None:
+    if not isinstance(chunk, Chunk):
+        raise Corrupted("message", expected="a chunk", got=type(chunk).__name__)
+    if chunk.tag != tag:
+        raise Corrupted("tag of a chunk", expected=tag, got=chunk.tag)
+    if nbytes != expected:
+        raise Corrupted(f"bytes of chunk {tag!r}", expected=expected, got=nbytes)

@@ -1,0 +1,51 @@
+"""How a link begins: both ends say who they are, compare, and only then move a byte of KV."""
+
+from __future__ import annotations
+
+from dvrt.errors import ConfigError, ProtocolError
+from dvrt.streaming.contiguous import deadline
+from dvrt.streaming.kit import Kit
+from dvrt.streaming.link import Link
+from dvrt.streaming.messages import PROTOCOL_VERSION, Hello, Setup, ensure_agreement
+from dvrt.transport import Channel
+from dvrt.wire import decode, encode
+
+DEFAULT_WINDOW_BYTES = 64 << 20
+DEFAULT_STALL_S = 30.0
+
+
+async def open_link(
+    channel: Channel,
+    kit: Kit,
+    setup: Setup,
+    *,
+    deadline_s: float | None,
+    window_bytes: int = DEFAULT_WINDOW_BYTES,
+    stall_s: float = DEFAULT_STALL_S,
+    incarnation: int = 0,
+) -> Link:
+    """Compare set-ups with the peer, which must do the same, and take the channel over.
+
+    The window is cut to what the kit's staging can hold. Raises ConfigError naming the field that
+    differs (the peer raises it too), PeerLost, TransferTimeout; the channel is then aborted.
+    """
+    mine = Hello(
+        version=PROTOCOL_VERSION,
+        setup=setup,
+        incarnation=incarnation,
+        window_bytes=min(window_bytes, kit.landing.statistics().limit_bytes // 2),
+    )
+    try:
+        async with deadline(deadline_s, "the handshake of a link"):
+            await channel.send(encode(mine))
+            theirs = decode((await channel.receive()).header)
+        if not isinstance(theirs, Hello):
+            raise ProtocolError(f"expected a greeting, got a {type(theirs).__name__}")
+        ensure_agreement(mine, theirs)
+    except ConfigError:
+        await channel.aclose()  # flushed, so that the peer learns our side of it, too
+        raise
+    except BaseException:
+        channel.abort()
+        raise
+    return Link(channel, kit, mine=mine, theirs=theirs, stall_s=stall_s)

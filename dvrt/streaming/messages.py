@@ -1,0 +1,128 @@
+"""What two ends of a link say to each other; KV bytes travel as regions beside ``Parcel``."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from dvrt.errors import ConfigError
+from dvrt.wire import message
+
+PROTOCOL_VERSION = 1
+
+
+class Grouping(Enum):
+    """What one parcel holds: a contiguous run, a layer, or all layers of a copy."""
+
+    RUNS = "runs"
+    LAYERS = "layers"
+    WHOLE = "whole"
+
+
+@message("stream.setup")
+class Setup:
+    """What both ends must agree on before a byte of KV moves."""
+
+    model: str
+    n_layers: int
+    n_heads: int
+    dim: int
+    item_bytes: int
+
+
+@message("stream.hello")
+class Hello:
+    """The first message of each end. ``window_bytes``: how much it accepts before it has acted."""
+
+    version: int
+    setup: Setup
+    incarnation: int
+    window_bytes: int
+
+
+@message("stream.offer")
+class Offer:
+    """A stream that the sender would begin; parcels are cut as ``grouping`` and limit say."""
+
+    stream: str
+    epoch: int
+    grouping: Grouping
+    max_parcel_bytes: int
+
+
+@message("stream.grant")
+class Grant:
+    """The receiver is ready; everything of the stream names this generation."""
+
+    stream: str
+    epoch: int
+    generation: int
+
+
+@message("stream.parcel")
+class Parcel:
+    """A piece of a packed box, ``offset`` bytes into it; the piece itself travels as regions.
+
+    ``sequence`` counts the link's parcels; ``digest`` 0: not computed.
+    """
+
+    stream: str
+    epoch: int
+    generation: int
+    step: int
+    index: int
+    offset: int
+    sequence: int
+    digest: int
+
+
+@message("stream.credit")
+class Credit:
+    """The receiver is done with parcel ``sequence``."""
+
+    sequence: int
+
+
+@message("stream.commit")
+class Commit:
+    """What the sender says a step consisted of; nothing of it is used before this is checked."""
+
+    stream: str
+    epoch: int
+    generation: int
+    step: int
+    chunks: int
+    nbytes: int
+    digest: int
+
+
+@message("stream.stored")
+class Stored:
+    """The receiver has the step and found it to be what the commit record says."""
+
+    stream: str
+    epoch: int
+    generation: int
+    step: int
+
+
+@message("stream.over")
+class Over:
+    """No more of this stream from the side that says so; ``reason`` is empty when all is well."""
+
+    stream: str
+    epoch: int
+    generation: int
+    reason: str
+    is_corrupted: bool = False
+
+
+def ensure_agreement(mine: Hello, theirs: Hello) -> None:
+    """Raise ConfigError naming the first field in which the two ends differ, or that is absurd."""
+    if mine.version != theirs.version:
+        raise ConfigError(f"protocol version differs: {mine.version} here, {theirs.version} there")
+    for name in ("model", "n_layers", "n_heads", "dim", "item_bytes"):
+        here, there = getattr(mine.setup, name), getattr(theirs.setup, name)
+        if here != there:
+            raise ConfigError(f"{name} differs: {here!r} here, {there!r} there")
+    if theirs.window_bytes < 1:
+        raise ConfigError(f"window_bytes is {theirs.window_bytes} there; nothing could be sent")

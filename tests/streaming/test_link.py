@@ -1,0 +1,299 @@
+"""A link against a peer that is driven by hand: late, slow, silent, lying, or mad."""
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from dvrt.buffers import Region
+from dvrt.errors import ConfigError, Corrupted, PeerLost, ProtocolError, TransferTimeout
+from dvrt.kv.layout import Layout
+from dvrt.kv.plan import Side, Worker
+from dvrt.kv.spans import Span
+from dvrt.streaming import Cache, Grouping, Setups, open_link, stream_in, stream_out
+from dvrt.streaming.incoming import accept
+from dvrt.streaming.messages import (
+    PROTOCOL_VERSION,
+    Commit,
+    Credit,
+    Grant,
+    Hello,
+    Offer,
+    Over,
+    Parcel,
+    Stored,
+)
+from dvrt.streaming.outgoing import open_out
+from dvrt.wire import decode, encode
+
+ME = Worker(0, 0)
+SIDE = Side(layers=(Span.of(0, 8),), heads=(Span.of(0, 1),), batches=((0,),))
+LAYOUT = Layout.paper(layers=8, rows=1, heads=1, tokens=256, dim=32, item_bytes=4)
+SETUPS = Setups(source=SIDE, target=SIDE, wire=LAYOUT)
+LAYER_BYTES = LAYOUT.nbytes // 8
+OFFER = Offer(stream="kv", epoch=0, grouping=Grouping.LAYERS, max_parcel_bytes=1 << 20)
+
+
+class Peer:
+    """The other end of a link, message by message."""
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    async def say(self, message, *regions):
+        await self.channel.send(encode(message), *(Region.of(r) for r in regions), deadline_s=5)
+
+    async def hear(self, kind=None):
+        """The next message, which must be of this kind; a commit may come ahead of its parcels."""
+        while isinstance(message := await self._next(), Commit) and kind is not Commit:
+            self.commit = message
+        assert kind is None or isinstance(message, kind), message
+        return message
+
+    async def _next(self):
+        incoming = await self.channel.receive(deadline_s=5)
+        message = decode(incoming.header)
+        if incoming.sizes:
+            await incoming.take(deadline_s=5)
+        return message
+
+
+@contextlib.asynccontextmanager
+async def facing(tools, *, window_bytes=1 << 20, **options):
+    """(kit, link, peer): one link of ours, and a peer that has only said hello."""
+    async with tools.kits(1, **options) as [kit], tools.channels("tcp") as [(a, b)]:
+        peer = Peer(b)
+        opening = asyncio.create_task(open_link(a, kit, tools.SETUP, deadline_s=5))
+        await peer.say(
+            Hello(
+                version=PROTOCOL_VERSION,
+                setup=tools.SETUP,
+                incarnation=0,
+                window_bytes=window_bytes,
+            )
+        )
+        await peer.hear(Hello)
+        link = await opening
+        try:
+            yield kit, link, peer
+        finally:
+            await link.aclose(deadline_s=0.1)
+
+
+def parcel(**fields):
+    usual = {"stream": "kv", "epoch": 0, "generation": 1, "step": 0, "index": 0, "offset": 0}
+    return Parcel(**{**usual, "sequence": 0, "digest": 0, **fields})
+
+
+def cache_on(kit):
+    return Cache(region=kit.device.alloc(LAYOUT.nbytes), layout=LAYOUT)
+
+
+async def test_what_comes_late_is_counted_and_dropped_and_credited(tools):
+    async with facing(tools) as (kit, link, peer):
+        stream = accept(link, "kv")
+        await peer.say(parcel(stream="gone", sequence=4), bytes(100))
+        await peer.say(parcel(generation=99, sequence=5), bytes(100))
+        assert [(await peer.hear(Credit)).sequence for _ in "ab"] == [4, 5]
+        await stream.cancel()
+        await peer.hear(Over)
+        await peer.say(parcel(generation=stream.generation, sequence=6), bytes(100))
+        assert (await peer.hear(Credit)).sequence == 6
+        assert kit.counters.late_parcels == 3
+        again = accept(link, "kv")
+        assert again.generation > stream.generation
+
+
+async def test_no_more_is_under_way_than_the_peer_allows(tools):
+    window = 2 * LAYER_BYTES
+    async with facing(tools, window_bytes=window) as (kit, link, peer):
+        cache = cache_on(kit)
+        sending = asyncio.create_task(
+            stream_out(kit, "kv", SETUPS, ME, [cache], {ME: link}, Span.of(0, 256), deadline_s=9)
+        )
+        await peer.hear(Offer)
+        await peer.say(Grant(stream="kv", epoch=0, generation=7))
+        for step in range(4):
+            sequences = [(await peer.hear(Parcel)).sequence for _ in "ab"]
+            assert sequences == [2 * step, 2 * step + 1]
+            await asyncio.sleep(0.01)
+            assert kit.counters.parcels_sent == 2 * step + 2
+            assert link.statistics().in_flight_bytes <= window
+            for sequence in sequences:
+                await peer.say(Credit(sequence=sequence))
+        commit = peer.commit
+        assert (commit.chunks, commit.nbytes, commit.generation) == (8, LAYOUT.nbytes, 7)
+        assert not sending.done()
+        await peer.say(Stored(stream="kv", epoch=0, generation=7, step=0))
+        await sending
+        assert (await peer.hear(Over)).reason == ""
+
+
+async def test_a_peer_that_never_reads_costs_a_deadline_and_nothing_else(tools):
+    async with facing(tools, window_bytes=LAYER_BYTES) as (kit, link, peer):
+        cache = cache_on(kit)
+        sending = asyncio.create_task(
+            stream_out(kit, "kv", SETUPS, ME, [cache], {ME: link}, Span.of(0, 256), deadline_s=0.1)
+        )
+        await peer.hear(Offer)
+        await peer.say(Grant(stream="kv", epoch=0, generation=1))
+        with pytest.raises(TransferTimeout):
+            await sending
+        assert kit.counters.parcels_sent == 1
+        assert kit.staging.statistics().leased_bytes == 0
+        await peer.hear(Parcel)
+        assert "deadline" in (await peer.hear(Over)).reason
+
+
+async def test_a_refusal_reaches_the_sender_as_corruption(tools):
+    async with facing(tools) as (_, link, peer):
+        opening = asyncio.create_task(open_out(link, "kv", deadline_s=5))
+        await peer.hear(Offer)
+        await peer.say(Grant(stream="kv", epoch=0, generation=3))
+        stream = await opening
+        stream.ship(0, 0, 0, [Region.of(bytearray(10))])
+        stored = stream.commit(0)
+        await peer.say(Over(stream="kv", epoch=0, generation=3, reason="digest", is_corrupted=True))
+        with pytest.raises(Corrupted, match="digest"):
+            await stored
+        with pytest.raises(Corrupted):
+            stream.ship(0, 1, 0, [Region.of(bytearray(10))])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunks": 7}, "chunks"),
+        ({"nbytes": 1}, "nbytes"),
+        ({"digest": 1}, "digest"),
+    ],
+)
+async def test_a_commit_record_that_lies_is_found_out(tools, change, message):
+    layout = Layout.head_major(layers=1, rows=1, heads=1, tokens=4, dim=4, item_bytes=4)
+    side = Side(layers=(Span.of(0, 1),), heads=(Span.of(0, 1),), batches=((0,),))
+    setups = Setups(source=side, target=side, wire=layout)
+    async with facing(tools) as (kit, link, peer):
+        cache = Cache(region=kit.device.alloc(layout.nbytes), layout=layout)
+        boxes = stream_in(kit, "kv", setups, ME, [cache], {ME: link}, Span.of(0, 4), deadline_s=5)
+        arrived = asyncio.create_task(anext(boxes))
+        await asyncio.sleep(0)
+        await peer.say(OFFER)
+        grant = await peer.hear(Grant)
+        await peer.say(parcel(generation=grant.generation), bytes(layout.nbytes))
+        assert (await arrived).layers == Span.of(0, 1)
+        truth = {"chunks": 1, "nbytes": layout.nbytes, "digest": 0}
+        commit = Commit(
+            stream="kv", epoch=0, generation=grant.generation, step=0, **{**truth, **change}
+        )
+        await peer.say(commit)
+        with pytest.raises(Corrupted, match=message):
+            await anext(boxes)
+        await peer.hear(Credit)
+        assert (await peer.hear(Over)).is_corrupted
+
+
+@pytest.mark.parametrize(
+    "fields", [{"index": 9}, {"digest": 5}, {"offset": 4}, {"offset": 1 << 60}]
+)
+async def test_a_parcel_that_belongs_nowhere_is_refused(tools, fields):
+    async with facing(tools) as (kit, link, peer):
+        cache = cache_on(kit)
+        boxes = stream_in(kit, "kv", SETUPS, ME, [cache], {ME: link}, Span.of(0, 256), deadline_s=5)
+        arrived = asyncio.create_task(anext(boxes))
+        await asyncio.sleep(0)
+        await peer.say(OFFER)
+        grant = await peer.hear(Grant)
+        size = LAYER_BYTES // (2 if "offset" in fields else 1)
+        await peer.say(parcel(generation=grant.generation, **fields), bytes(size))
+        with pytest.raises(Corrupted):
+            await arrived
+        link.ensure_open()
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["unknown credit", "hello again", "regions", "oversized", "rubbish", "not ours"],
+)
+async def test_a_peer_that_breaks_the_rules_ends_the_link(tools, what):
+    async with facing(tools, staging_bytes=1 << 20) as (_, link, peer):
+        waiting = asyncio.create_task(open_out(link, "kv", deadline_s=5))
+        await peer.hear(Offer)
+        if what == "unknown credit":
+            await peer.say(Credit(sequence=77))
+        elif what == "hello again":
+            await peer.say(Hello(version=1, setup=tools.SETUP, incarnation=0, window_bytes=1))
+        elif what == "regions":
+            await peer.say(Credit(sequence=0), b"x")
+        elif what == "oversized":
+            await peer.say(parcel(), bytes(2 << 20))
+        elif what == "rubbish":
+            await peer.channel.send(random.Random(3).randbytes(300))
+        else:
+            await peer.say(Span.of(1, 2))
+        with pytest.raises(PeerLost):
+            await waiting
+        await asyncio.wait_for(link.wait_over(), 5)
+        with pytest.raises(PeerLost):
+            link.ensure_open()
+
+
+async def test_one_name_is_one_stream_at_a_time(tools):
+    async with facing(tools) as (_, link, peer):
+        accept(link, "kv")
+        with pytest.raises(ProtocolError, match="already expected"):
+            accept(link, "kv")
+        accept(link, "kv", epoch=1)
+        opening = asyncio.create_task(open_out(link, "kv", deadline_s=5))
+        await peer.hear(Offer)
+        with pytest.raises(ProtocolError, match="already on its way"):
+            await open_out(link, "kv", deadline_s=5)
+        opening.cancel()
+        await asyncio.wait([opening])
+
+
+async def test_offers_that_nobody_expects_can_be_asked_for(tools):
+    async with facing(tools) as (_, link, peer):
+        asking = asyncio.create_task(link.next_offer())
+        await asyncio.sleep(0)
+        assert not asking.done()
+        await peer.say(OFFER)
+        assert await asking == OFFER
+        accept(link, OFFER.stream)
+        assert (await peer.hear(Grant)).stream == OFFER.stream
+        asking = asyncio.create_task(link.next_offer())
+        await peer.channel.aclose()
+        assert await asking is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"version": 99}, "protocol version differs: 1 here, 99 there"),
+        ({"window_bytes": 0}, "window_bytes is 0 there"),
+    ],
+)
+async def test_ends_that_cannot_talk_say_why(tools, fields, message):
+    async with tools.kits(1) as [kit], tools.channels("local") as [(a, b)]:
+        peer = Peer(b)
+        opening = asyncio.create_task(open_link(a, kit, tools.SETUP, deadline_s=5))
+        hello = {"version": 1, "setup": tools.SETUP, "incarnation": 0, "window_bytes": 1}
+        await peer.say(Hello(**{**hello, **fields}))
+        with pytest.raises(ConfigError, match=message):
+            await opening
+
+
+async def test_closing_sends_what_was_submitted(tools):
+    async with facing(tools) as (_, link, peer):
+        opening = asyncio.create_task(open_out(link, "kv", deadline_s=5))
+        await peer.hear(Offer)
+        await peer.say(Grant(stream="kv", epoch=0, generation=1))
+        stream = await opening
+        sent = [stream.ship(0, i, 0, [Region.of(bytearray(50_000))]).sent for i in range(5)]
+        closing = asyncio.create_task(link.aclose())
+        for _ in range(5):
+            await peer.hear(Parcel)
+        await closing
+        assert all(one.exception() is None for one in sent)
+        with pytest.raises(PeerLost):
+            await peer.hear()
