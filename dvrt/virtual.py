@@ -22,6 +22,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
+from dvrt.clock import Clock, MonotonicClock
 from dvrt.errors import DvrtError
 
 T = TypeVar("T")
@@ -186,3 +187,8 @@ def run_virtual(main: Coroutine[Any, Any, T], *, seed: int | None = 0) -> T:
     """What ``asyncio.run`` does, in virtual time. Raises Deadlock."""
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed)) as runner:
         return runner.run(main)
+
+
+def precise_clock(loop: asyncio.AbstractEventLoop) -> Clock:
+    """The loop's time in full precision: uvloop's own has whole milliseconds only."""
+    return loop if isinstance(loop, VirtualLoop) else MonotonicClock()

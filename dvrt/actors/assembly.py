@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from dvrt.actors.compute import Compute, LoopCompute, ThreadCompute
 from dvrt.actors.executor import StageExecutor, StageModel
@@ -12,6 +13,8 @@ from dvrt.actors.worker_process import WorkerBoot, worker_main
 from dvrt.models.hash_model import HashModel
 from dvrt.models.sampling import draw
 from dvrt.virtual import VirtualLoop
+
+_log = logging.getLogger("dvrt.actors")
 
 
 async def run_stage_worker(boot: WorkerBoot) -> int:
@@ -48,8 +51,14 @@ def _make_model(order: LoadStage) -> StageModel:
             vocab_size=order.vocab_size,
         )
     from dvrt.models.runner import StageRunner
+    from dvrt.models.selfcheck import check_exactness
 
-    return StageRunner(spec)
+    runner = StageRunner(spec)
+    if spec.exact:
+        found = check_exactness(runner)
+        if not found.holds:
+            _log.warning("stage %d: %s", order.stage, found)
+    return runner
 
 
 def make_compute(name: str) -> Compute:

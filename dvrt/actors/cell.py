@@ -142,9 +142,8 @@ class Cell:
             _log.warning("actor %s was cut short: its last message took too long", self.name)
 
     def _reason(self) -> str:
-        if self._handled is not None:
+        if self._handled is not None and self._handled.origin is not None:
             self._left.insert(0, self._handled)
-            self._handled = None
         if isinstance(self._why, BaseException):
             _log.error("actor %s failed", self.name, exc_info=self._why)
             return f"{FAILED}: {type(self._why).__name__}: {self._why}"

@@ -43,6 +43,7 @@ from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
 from dvrt.requests import FinishReason, Request
 from dvrt.results import Status, WorkerStatus
+from dvrt.virtual import precise_clock
 from dvrt.wire import Message
 
 STALL_LIMIT_S = 60.0
@@ -70,14 +71,15 @@ class Controller(Actor):
         on_progress: Progress | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._clock = precise_clock(self._loop)
+        self._began = self._clock.time()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._plan = plan
         self._on_progress = on_progress
-        self._chronicle = Chronicle(metrics, tracer, self._loop)
+        self._chronicle = Chronicle(metrics, tracer, self._clock)
         self._scheduler = Scheduler(plan.shape, plan.limits)
         self._streams: dict[str, RequestStream] = {}
         self._state = "starting"
@@ -115,7 +117,7 @@ class Controller(Actor):
         if self._state != "serving":
             why = f": {self._failure}" if self._failure is not None else ""
             raise Unavailable(f"the cluster is {self._state}{why}")
-        now = self._loop.time()
+        now = self._clock.time()
         commands = self._scheduler.handle(Submit(request=request, now=now))
         for command in commands:
             if isinstance(command, Reject):
@@ -137,7 +139,7 @@ class Controller(Actor):
     ) -> None:
         """End a request or one of its samples; harmless when it has ended."""
         if request_id in self._streams:
-            now = self._loop.time()
+            now = self._clock.time()
             event = Cancel(request_id=request_id, now=now, reason=reason, sample=sample)
             self._handle(event)
 
@@ -151,7 +153,7 @@ class Controller(Actor):
             n_running=numbers.n_running,
             n_rows=numbers.n_rows,
             n_finished=self._chronicle.n_finished,
-            uptime_s=self._loop.time() - self._began,
+            uptime_s=self._clock.time() - self._began,
         )
 
     def events(self) -> tuple[Record, ...]:
@@ -213,7 +215,7 @@ class Controller(Actor):
         self._chronicle.landed(done)
         for stage, (_, busy_s) in enumerate(done.spans):
             self._roster.computed(stage, busy_s)
-        self._handle(StepFinished(done=done, now=self._loop.time()))
+        self._handle(StepFinished(done=done, now=self._clock.time()))
 
     def _handle(self, event: Event) -> None:
         self._perform(self._scheduler.handle(event))
@@ -240,7 +242,7 @@ class Controller(Actor):
         stream = self._streams.get(emit.request_id)
         if stream is None:
             return
-        stream.put(emit, self._loop.time())
+        stream.put(emit, self._clock.time())
         if stream.is_ended:
             del self._streams[emit.request_id]
             self._chronicle.finished(stream, emit)
@@ -268,5 +270,5 @@ class Controller(Actor):
             self._deadline_timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
-        self._handle(Tick(now=self._loop.time()))
+        self._handle(Tick(now=self._clock.time()))
         self._arm_deadline()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,9 @@ class Engine:
         request = self._request(prompt, chosen)
         stream = self._controller.submit(request)
         try:
-            async for token in self._tokens(request, chosen, stream):
-                yield token
+            async with aclosing(self._tokens(request, chosen, stream)) as tokens:
+                async for token in tokens:
+                    yield token
         finally:
             self._controller.cancel(request.id)
 
@@ -97,10 +99,8 @@ class Engine:
         chosen = _options(options)
         request = self._request(prompt, chosen)
         stream = self._controller.submit(request)
-        tokens: list[Token] = []
         try:
-            async for token in self._tokens(request, chosen, stream):
-                tokens.append(token)
+            tokens = [token async for token in self._tokens(request, chosen, stream)]
         finally:
             self._controller.cancel(request.id)
         return _completion(request, tokens, stream.timings())

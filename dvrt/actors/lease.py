@@ -49,8 +49,9 @@ class Lease:
     """Beats to the controller and calls ``on_end(reason, is_orderly)`` when it is gone.
 
     Gone is a controller whose actor or node ended, whose link broke, or who was silent for
-    ``length_s``; in order is only an actor that was stopped. The watchdog is re-armed a few times per ``length_s`` by the event loop; so a
-    loop that is stuck for longer than the lease ends the process, and a short hiccup does not.
+    ``length_s``; in order is only an actor that was stopped. The event loop re-arms the watchdog
+    a few times per ``length_s``; so a loop that is stuck for longer than the lease ends the
+    process, and a short hiccup does not.
     """
 
     def __init__(

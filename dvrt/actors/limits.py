@@ -20,7 +20,7 @@ class NodeLimits:
     outbox_bytes: int = 256 << 20
     message_regions: int = 4096
     message_region_bytes: int = 1 << 30
-    strangers: int = 64
+    strangers: int = 256
     """Channels that have not proved themselves yet; further ones are closed at once."""
     fenced: int = 4096
     """Incarnations that are remembered as shut out."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from dvrt.control.sequence import Sequence
 from dvrt.control.steps import Chunk, Decode, Fork, Open, Step
 
+FILLING = 4
+"""So many times the usual prompt chunks go into a step while no row decodes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineShape:
@@ -137,12 +140,17 @@ class Pipeline:
 
     def _chunks(self, members: list[Sequence]) -> list[Chunk]:
         """Prompt chunks up to the budget, the oldest sequence first."""
-        budget, chunks = self.shape.chunks_per_step, []
+        budget, chunks = self._chunk_budget(), []
         for sequence in members:
             while budget and sequence.is_in_prompt:
                 chunks.append(sequence.next_chunk(self.shape.chunk_tokens))
                 budget -= 1
         return chunks
+
+    def _chunk_budget(self) -> int:
+        """More than usual as long as no row decodes: there is nobody whose tokens would wait."""
+        anyone_decodes = any(not sequence.is_in_prompt for sequence in self.sequences())
+        return self.shape.chunks_per_step * (1 if anyone_decodes else FILLING)
 
     def _launch(
         self,
