@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,25 @@ def rewrite(file: Path, change: Callable[[Any], object]) -> None:
     value = json.loads(file.read_bytes())
     change(value)
     file.write_text(json.dumps(value))
+
+
+def test_importing_the_codec_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import dvrt.models.text, sys;"
+        "print([name for name in ('torch', 'transformers', 'tokenizers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_many_threads_may_use_one_codec(storyteller: TextCodec) -> None:
+    def use(n: int) -> bool:
+        text = f"The {n}th fox met an owl. " * 20
+        storyteller.apply_chat_template(ASKS)
+        return all(storyteller.decode(storyteller.encode(text)) == text for _ in range(20))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(use, range(24)))
 
 
 def test_ids_are_those_of_the_tokenizer_itself(storyteller: TextCodec) -> None:

@@ -55,14 +55,14 @@ def kinds_and_ids(draw: st.DrawFn, kinds: Sequence[str] = tuple(KINDS)) -> tuple
     return kind, draw(st.lists(st.integers(0, n_ids(kind) - 1), max_size=30))
 
 
-@settings(max_examples=1500)
+@settings(max_examples=600)
 @given(kinds_and_ids())
 def test_pieces_joined_equal_decode(case: tuple[str, list[int]]) -> None:
     kind, ids = case
     assert "".join(pieces_of(codec(kind), ids)) == codec(kind).decode(ids)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(kinds_and_ids(), st.lists(st.sampled_from(STOPS), min_size=1, max_size=4))
 def test_text_ends_before_the_first_stop_string(
     case: tuple[str, list[int]], stops: list[str]
@@ -74,7 +74,7 @@ def test_text_ends_before_the_first_stop_string(
     assert ("".join(pieces), stream.stopped) == cut(codec(kind).decode(ids), stops)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_byte_soup_never_shows_a_character_in_parts(data: st.DataObject) -> None:
     """Any text, cut into tokens anywhere between its bytes, comes in whole characters."""
@@ -92,7 +92,7 @@ def test_byte_soup_never_shows_a_character_in_parts(data: st.DataObject) -> None
     assert pieces[-1] == ""
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(kinds_and_ids(FAST))
 def test_text_comes_as_soon_as_it_is_certain(case: tuple[str, list[int]]) -> None:
     """Only a character's beginning, a run of byte tokens or an unbegun text may be waited for."""
@@ -104,7 +104,7 @@ def test_text_comes_as_soon_as_it_is_certain(case: tuple[str, list[int]]) -> Non
         if kind.startswith("byte_level"):
             assert ending in ("", "\ufffd", "\ufffd" * 2)
         elif not kind.startswith(("llama", "gemma")):
-            assert ending.strip() == ""
+            assert ending == "" or stream.text == ""
 
 
 @pytest.mark.parametrize(
