@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.limits import NodeLimits
 from dvrt.actors.node import Node
+from dvrt.actors.ref import ActorRef
 from dvrt.actors.worker_process import WorkerBoot, worker_main
 from dvrt.errors import OutOfMemory, RequestRejected
 from dvrt.wire import Message, message
@@ -95,6 +96,26 @@ async def two_nodes(scheme: str, **options: object) -> AsyncIterator[tuple[Node,
         yield a, b
 
 
+class Pair:
+    """A node to talk from and one to talk to; the same one for ``same node``."""
+
+    def __init__(self, place: str, **options) -> None:
+        self._place = place
+        self._nodes = two_nodes("tcp" if place == "tcp" else "local", **options)
+
+    async def __aenter__(self) -> tuple[Node, Node]:
+        a, b = await self._nodes.__aenter__()
+        return (a, a) if self._place == "same node" else (a, b)
+
+    async def __aexit__(self, *exc) -> None:
+        await self._nodes.__aexit__(*exc)
+
+
+def seen_from(node: Node, ref: ActorRef) -> ActorRef:
+    """The same reference, as this node would use it."""
+    return node.ref(str(ref))
+
+
 async def wait_until(condition: object, limit_s: float = 5.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
@@ -155,3 +176,7 @@ class Worker(Actor):
 
 async def serve(boot: WorkerBoot) -> int:
     return await worker_main(boot, lambda _: Worker())
+
+
+async def rest(order: Order) -> None:
+    await asyncio.sleep(1_000_000)
