@@ -144,7 +144,8 @@ class VirtualLoop(base_events.BaseEventLoop):
 
 
 def _is_task_step(handle: asyncio.Handle) -> bool:
-    return isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)  # type: ignore[attr-defined]
+    callback = handle._callback  # type: ignore[attr-defined]
+    return isinstance(getattr(callback, "__self__", None), asyncio.Task)
 
 
 def _run_inline(future: asyncio.Future[T], work: Callable[[], T]) -> None:

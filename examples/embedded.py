@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import dvrt
@@ -32,18 +33,13 @@ async def read(engine: dvrt.Engine, name: str, opening: str) -> str:
 
 async def leave_early(engine: dvrt.Engine, name: str) -> str:
     tokens = engine.generate("Once upon a time", max_tokens=200, temperature=0.0)
-    heard = [token.text async for _, token in _first(tokens, 5)]
+    heard = ""
+    async for token in tokens:
+        heard += token.text
+        if token.index == 4:
+            break
     await tokens.aclose()
-    return f"{name} left after: {''.join(heard)!r}"
-
-
-async def _first(items, count):  # noqa: ANN001, ANN202
-    index = 0
-    async for item in items:
-        yield index, item
-        index += 1
-        if index == count:
-            return
+    return f"{name} left after: {heard!r}"
 
 
 async def main(model: str) -> None:
@@ -59,7 +55,7 @@ async def main(model: str) -> None:
         for reader in readers:
             print(await reader)
         clock.cancel()
-    gaps = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(beats)]
     print(f"the clock beat {len(beats)} times, never more than {max(gaps) * 1000:.0f} ms apart")
 
 

@@ -212,19 +212,24 @@ class Controller(Actor):
     # Events and commands.
 
     def _step_done(self, done: StepDone) -> None:
+        """Send the next step first: everything else can be done while it is on its way."""
+        self._handle(StepFinished(done=done, now=self._clock.time()))
         self._chronicle.landed(done)
         for stage, (_, busy_s) in enumerate(done.spans):
             self._roster.computed(stage, busy_s)
-        self._handle(StepFinished(done=done, now=self._clock.time()))
 
     def _handle(self, event: Event) -> None:
         self._perform(self._scheduler.handle(event))
 
     def _perform(self, commands: list[Command]) -> None:
+        """Carry commands out; steps leave before anything is told to clients."""
+        for command in commands:
+            if isinstance(command, RunStep):
+                self._launch(command.step)
         for command in commands:
             match command:
-                case RunStep(step=step):
-                    self._launch(step)
+                case RunStep():
+                    pass
                 case Emit():
                     self._emit(command)
                 case Admitted(request_id=request_id, now=now):

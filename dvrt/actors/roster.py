@@ -69,12 +69,13 @@ class Roster:
         return all(w is not None and w.status.state == state for w in self._stages)
 
     async def join(self, joined: Joined, node: Node, controller: ActorRef) -> None:
-        """Give a worker its stage and have it load; a worker too many is ignored."""
-        stage = self._stage_for(joined.worker)
+        """Give a worker its stage and have it load; one too many is told to end."""
+        stage, ref = self._stage_for(joined.worker), node.ref(joined.stage_actor)
         if stage is None:
-            _log.warning("worker %s is one too many and is ignored", joined.worker)
+            _log.warning("worker %s is one too many", joined.worker)
+            await ref.tell(StopWorker(reason="the pipeline has all its workers"))
             return
-        order, ref = self._orders[stage], node.ref(joined.stage_actor)
+        order = self._orders[stage]
         status = WorkerStatus(
             name=joined.worker,
             pid=joined.pid,

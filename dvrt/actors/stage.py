@@ -7,6 +7,7 @@ the next one.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -78,6 +79,8 @@ class StageActor(Actor):
         self._executor = done.value
         self._controller = self.node.ref(order.controller)
         self._cost_s, self._is_last = order.null_step_s, order.stage == order.n_stages - 1
+        gc.collect()
+        gc.freeze()  # the model's objects stay: no later collection needs to walk them
         loaded = StageLoaded(
             worker=self._worker,
             weights_bytes=done.value.model.weights_bytes,

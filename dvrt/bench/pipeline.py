@@ -1,7 +1,8 @@
 """``bench pipeline``: what the runtime itself costs, with devices that only take time.
 
-Four stages in four processes, a null device each, as many microbatches as stages: the share of the
-time that the devices are occupied, by their own clocks, and the time of a hop between stages.
+Four stages in four processes, a null device each: the share of the time that the devices are
+occupied, by their own clocks, and the time of a hop between stages. Once with as many microbatches
+as stages, where every hop shows, and once with one more, as is the default.
 """
 
 from __future__ import annotations
@@ -31,21 +32,14 @@ async def _measure(*, windows: int, n_tokens: int) -> Measured:
         model = write_tiny(
             Path(scratch) / "null", "gpt2", n_layers=N_STAGES, max_positions=2048, hidden_size=16
         )
-        launch = dvrt.launch(
-            model,
-            stages=N_STAGES,
-            microbatches=N_STAGES,
-            batch_size=1,
-            device="null",
-            null_step_ms=STEP_MS,
-        )
-        async with launch as engine:
-            seen = [await _window(engine, n_tokens) for _ in range(windows)]
+        tight = await _windows(model, N_STAGES, windows, n_tokens)
+        usual = await _windows(model, N_STAGES + 1, windows, n_tokens)
     results: dict[str, Any] = {
         "step_ms": STEP_MS,
         "stages": N_STAGES,
-        "busy_fraction": spread(busy for busy, _ in seen),
-        "hop_us": spread(hop for _, hop in seen),
+        "busy_fraction": spread(busy for busy, _ in tight),
+        "busy_fraction_one_microbatch_more": spread(busy for busy, _ in usual),
+        "hop_us": spread(hop for _, hop in tight),
     }
     return Measured(
         results=results,
@@ -57,17 +51,33 @@ async def _measure(*, windows: int, n_tokens: int) -> Measured:
     )
 
 
-async def _window(engine: dvrt.Engine, n_tokens: int) -> tuple[float, float]:
+async def _windows(
+    model: Path, microbatches: int, windows: int, n_tokens: int
+) -> list[tuple[float, float]]:
+    launch = dvrt.launch(
+        model,
+        stages=N_STAGES,
+        microbatches=microbatches,
+        batch_size=1,
+        device="null",
+        null_step_ms=STEP_MS,
+    )
+    async with launch as engine:
+        return [await _window(engine, microbatches, n_tokens) for _ in range(windows)]
+
+
+async def _window(engine: dvrt.Engine, microbatches: int, n_tokens: int) -> tuple[float, float]:
     """Busy fraction and microseconds a hop while every microbatch generates."""
     wish = {"max_tokens": n_tokens, "temperature": 0.0, "ignore_eos": True}
-    running = [asyncio.create_task(_consume(engine, i, wish)) for i in range(N_STAGES)]
+    running = [asyncio.create_task(_consume(engine, i, wish)) for i in range(microbatches)]
     await asyncio.sleep(0.2)
     began, before = time.monotonic(), _occupied(engine)
     await asyncio.sleep((n_tokens * N_STAGES * STEP_MS / 1000) * 0.8)
     seconds, after = time.monotonic() - began, _occupied(engine)
     await asyncio.gather(*running)
     busy_s = [b - a for (a, _), (b, _) in zip(before, after, strict=True)]
-    rounds = sum(b - a for (_, a), (_, b) in zip(before, after, strict=True)) / N_STAGES**2
+    steps = sum(b - a for (_, a), (_, b) in zip(before, after, strict=True))
+    rounds = steps / N_STAGES / microbatches
     on_devices_s = sum(busy_s) / N_STAGES
     hop_us = (seconds - on_devices_s) / rounds / (N_STAGES + 1) * 1e6
     return on_devices_s / seconds, hop_us

@@ -9,6 +9,8 @@ import typer
 from dvrt.cli.bench import bench
 from dvrt.cli.demo import demo
 from dvrt.cli.launch import launch
+from dvrt.cli.plan import plan
+from dvrt.cli.simulate import simulate
 from dvrt.cli.version import version
 from dvrt.cli.worker import worker
 
@@ -23,8 +25,10 @@ app = typer.Typer(
 app.command()(launch)
 app.command()(worker)
 app.command()(demo)
-app.command()(bench)
+app.command()(plan)
+app.command()(simulate)
 app.command()(version)
+app.add_typer(bench, name="bench")
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dvrt
-from dvrt.cli.display import StartDisplay, layers_text, workers_table
+from dvrt.cli.display import StartDisplay, by_stage, layers_text, workers_table
 from dvrt.cli.signals import StopSignals, run
 from dvrt.config import LaunchOptions
 from dvrt.options import format_size, options_of
@@ -34,7 +34,7 @@ PROMPTS = (
     "It was cold",
     "Far away",
 )
-MAX_TOKENS = 160
+MAX_TOKENS = 320
 TEMPERATURE = 0.8
 CLEANUP_LIMIT_S = 15.0
 
@@ -146,7 +146,7 @@ def work_table(status: Status) -> Table:
     table.add_column("layers")
     for column in ("steps", "device busy", "mean step", "KV cache"):
         table.add_column(column, justify="right")
-    for worker in status.workers:
+    for worker in by_stage(status.workers):
         mean_ms = worker.busy_s / worker.steps * 1e3 if worker.steps else 0.0
         table.add_row(
             worker.name,

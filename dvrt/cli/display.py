@@ -21,7 +21,7 @@ def workers_table(workers: Iterable[WorkerStatus], *, title: str | None = None) 
         table.add_column(column)
     table.add_column("weights", justify="right")
     table.add_column("state")
-    for worker in workers:
+    for worker in by_stage(workers):
         table.add_row(
             worker.name,
             str(worker.pid),
@@ -33,6 +33,11 @@ def workers_table(workers: Iterable[WorkerStatus], *, title: str | None = None) 
             worker.state,
         )
     return table
+
+
+def by_stage(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
+    """Along the pipeline; workers without a stage come last."""
+    return sorted(workers, key=lambda worker: (worker.stage is None, worker.stage, worker.name))
 
 
 def layers_text(layers: tuple[int, int] | None) -> str:
@@ -50,6 +55,7 @@ class StartDisplay:
         self._console = console
         self._workers: dict[str, WorkerStatus] = {}
         self._live: Live | None = None
+        self._is_over = False
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -63,15 +69,18 @@ class StartDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_over = True
         if self._live is not None:
             self._live.stop()
 
     def update(self, worker: WorkerStatus) -> None:
-        """Take a worker's news; made to be the engine's ``on_progress``."""
+        """Take a worker's news; made to be the engine's ``on_progress``. Later ones are ignored."""
+        if self._is_over:
+            return
         before = self._workers.get(worker.name)
         self._workers[worker.name] = worker
         if self._live is not None:
-            table = workers_table(self._workers[name] for name in sorted(self._workers))
+            table = workers_table(self._workers.values())
             self._live.update(table, refresh=True)
         elif before is None or before.state != worker.state:
             self._console.print(

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dvrt.cli.parameters import with_options
+from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
-from dvrt.options import make_options, option, parse_size
+from dvrt.options import make_options, option, options_of, parse_size
 from dvrt.planner.equation_report import EquationReport
 from dvrt.planner.explain import equation_report, explain, launch_line
 from dvrt.planner.judge import SLO_KEYS, Candidate, SloTargets
@@ -134,7 +135,11 @@ def _show(made: Plan, model: str | None, console: Console) -> None:
     for line in explain(made):
         console.print(f"- {line}", highlight=False)
     console.print()
-    console.print(launch_line(made, model), soft_wrap=True, highlight=False)
+    line = launch_line(made, model)
+    console.print(line, soft_wrap=True, highlight=False)
+    unknown = _unknown_options(line)
+    if unknown:
+        console.print(f"launch does not know {', '.join(unknown)} yet; leave that out")
 
 
 def _ranking(made: Plan) -> Table:
@@ -185,3 +190,9 @@ def _equations(report: EquationReport) -> Table:
             "yes" if line.fits else "no",
         )
     return table
+
+
+def _unknown_options(line: str) -> list[str]:
+    """What the launch line asks for that this version's launch cannot do."""
+    known = {f"--{name.replace('_', '-')}" for name in options_of(LaunchOptions)}
+    return [word for word in line.split() if word.startswith("--") and word not in known]

@@ -38,6 +38,33 @@ def _exit_now(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """For synchronous code that runs event loops of its own, with asyncio.run.
+
+    SIGINT and SIGTERM end its loop in order, a second one at once; then whatever processes are
+    left are killed, and this one exits.
+    """
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)  # asyncio.run knows what to do with this one
+
+    handlers = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+    }
+    try:
+        yield
+    except KeyboardInterrupt:
+        kill_descendants()
+        sys.exit(128 + (received or [signal.SIGINT])[0])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class StopSignals:
     """Receives signals for a command that runs on an event loop.
 
@@ -65,7 +92,8 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # What is stopping has its exit code already; a late signal must not change it.
+            signal.signal(number, signal.SIG_IGN if self.first else handler)
 
     @property
     def exit_code(self) -> int:
@@ -73,14 +101,18 @@ class StopSignals:
         return 128 + self.first if self.first else 0
 
     async def guard(self, command: Coroutine[Any, Any, int]) -> int:
-        """The command's exit code, or the signal's when a signal cancelled it."""
+        """The command's exit code. When a signal has cancelled it, exits with the signal's.
+
+        By then the command has closed what it opened. Threads that still import something, for
+        seconds perhaps, are not waited for.
+        """
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         try:
             return await command
         except (asyncio.CancelledError, DvrtError):
             if self.first is None:
                 raise
-            return self.exit_code
+            self._leave()
 
     @contextlib.contextmanager
     def instead(self) -> Iterator[asyncio.Event]:
@@ -110,9 +142,14 @@ class StopSignals:
             self._task.cancel()
 
     def _force(self) -> NoReturn:
-        kill_descendants()
         if sys.stderr.isatty():
             os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor that a live display hides
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        kill_descendants()
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            sys.stdout.flush()
         os._exit(self.exit_code)
 
 
@@ -120,21 +157,11 @@ def run(
     command: Callable[[StopSignals], Coroutine[Any, Any, int]], *, loop: str, limit_s: float
 ) -> int:
     """Run a command on a fresh event loop of the kind ``loop``; the exit code that fits its end."""
+    from dvrt.actors.worker_process import loop_factory
+
     with StopSignals(limit_s=limit_s) as stop:
-        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
             return runner.run(stop.guard(command(stop)))
-
-
-def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if kind == "asyncio":
-        return asyncio.new_event_loop
-    try:
-        import uvloop
-    except ImportError:
-        if kind == "uvloop":
-            raise
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 def kill_descendants() -> None:

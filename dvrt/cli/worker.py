@@ -24,10 +24,17 @@ def worker(
     options = make_options(WorkerOptions, settings)
 
     async def command(_signals: StopSignals) -> int:
-        from dvrt.actors.worker import join_cluster
+        from dvrt.actors.join import join_cluster
 
         host, port = options.address()
-        await join_cluster(host, port, secret=options.secret, device=options.device)
+        await join_cluster(
+            host,
+            port,
+            secret=options.secret,
+            wait_s=options.wait_s,
+            heartbeat_s=options.heartbeat_s,
+            lease_s=options.lease_s,
+        )
         return 0
 
     raise typer.Exit(run(command, loop=options.loop, limit_s=CLEANUP_LIMIT_S))

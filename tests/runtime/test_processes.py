@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,39 @@ def test_a_stage_holds_its_own_layers_only(tmp_path: Path) -> None:
             for worker in workers:
                 memory = psutil.Process(worker.pid).memory_full_info()
                 assert memory.uss < worker.weights_bytes + worker.kv_bytes + (170 << 20)
+
+    run_briefly(main())
+
+
+def test_a_worker_too_many_ends_in_peace_and_one_with_a_wrong_secret_is_refused(
+    model: Path,
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def join(secret: str) -> tuple[int, str]:
+        words = ["-m", "dvrt", "worker", "--join", f"127.0.0.1:{port}"]
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *words,
+            env={**os.environ, "DVRT_SECRET": secret},
+            cwd=HOUSE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, words_said = await worker.communicate()
+        return worker.returncode or 0, words_said.decode()
+
+    async def main() -> None:
+        options = {"device": "null", "control_port": port, "secret": "right"}
+        async with dvrt.launch(model, **options) as engine:
+            (code, _), (refused, said) = await asyncio.gather(join("right"), join("wrong"))
+            assert code == 0
+            assert refused == 1
+            assert "secret" in said
+            assert "Traceback" not in said
+            assert len(engine.status().workers) == 1
+            assert engine.is_healthy()
 
     run_briefly(main())
 
