@@ -1,6 +1,6 @@
 """The shortest way in: launch a pipeline of three workers, stream a story, look at the workers.
 
-    python examples/quickstart.py [MODEL_DIRECTORY]
+python examples/quickstart.py [MODEL_DIRECTORY]
 """
 
 from __future__ import annotations
