@@ -110,4 +110,4 @@ class ModelCard:
     n_layers: int
     vocab_size: int
     max_context: int
-    has_tokenizer: bool
+    has_tokenizer: bool = False

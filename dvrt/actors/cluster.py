@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,9 +38,6 @@ class ClusterPlan:
         except ModuleNotFoundError:
             return []
 
-    def with_tokenizer(self) -> ClusterPlan:
-        return replace(self, card=replace(self.card, has_tokenizer=True))
-
 
 def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
     """Look at the checkpoint and lay out the stages.
@@ -58,7 +55,6 @@ def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
             n_layers=model.n_layers,
             vocab_size=model.vocab_size,
             max_context=context,
-            has_tokenizer=False,
         ),
         defaults=model.defaults,
         shape=PipelineShape(

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def launch(
 
 @asynccontextmanager
 async def _launched(options: LaunchOptions, on_progress: Progress | None) -> AsyncIterator[Engine]:
-    plan, text = await asyncio.to_thread(_inspect, options)
+    plan = await asyncio.to_thread(_inspect, options)
     metrics = Metrics()
     metrics.describe_model(name=plan.card.name, family=plan.card.family, version=dvrt.__version__)
     async with AsyncExitStack() as stack:
@@ -74,38 +75,42 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
         me = node.spawn(controller, name=CONTROLLER)
         nursery = await stack.enter_async_context(_nursery(options, plan))
         stack.push_async_callback(node.stop, CONTROLLER, "the cluster closes")
-        watchers: list[asyncio.Task[None]] = []
-        stack.push_async_callback(_end_tasks, watchers)
+        tasks: list[asyncio.Task[Any]] = []
+        stack.push_async_callback(_end_tasks, tasks)
+        loading = asyncio.create_task(asyncio.to_thread(TextCodec.load, _directory(options)))
+        tasks.append(loading)
         try:
             async with asyncio.timeout(options.start_limit_s):
                 for worker in await _spawn_workers(options, plan, nursery, me, secret):
-                    watchers.append(asyncio.create_task(_report_exit(worker, controller)))
-                await controller.wait_ready()
+                    tasks.append(asyncio.create_task(_report_exit(worker, controller)))
+                text, _ = await asyncio.gather(loading, controller.wait_ready())
         except TimeoutError:
             raise StageFailed("pipeline", f"not ready within {options.start_limit_s:g} s") from None
         yield Engine(
             controller=controller,
-            card=plan.card,
+            card=replace(plan.card, has_tokenizer=text is not None),
             defaults=plan.defaults,
             text=text,
             metrics=metrics,
         )
 
 
-async def _end_tasks(tasks: list[asyncio.Task[None]]) -> None:
+async def _end_tasks(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _inspect(options: LaunchOptions) -> tuple[ClusterPlan, TextCodec | None]:
+def _inspect(options: LaunchOptions) -> ClusterPlan:
     """Everything that can be refused before a worker exists."""
-    directory = Path(options.model).expanduser().absolute()
+    directory = _directory(options)
     if not directory.is_dir():
         raise ModelError(f"{directory}: no such directory")
-    plan = plan_cluster(options, directory)
-    text = TextCodec.load(directory)
-    return (plan if text is None else plan.with_tokenizer()), text
+    return plan_cluster(options, directory)
+
+
+def _directory(options: LaunchOptions) -> Path:
+    return Path(options.model).expanduser().absolute()
 
 
 def _controller_node(options: LaunchOptions, secret: bytes) -> Node:

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "serve": "Tokens a second, against transformers' generate on the same requests.",
     "simulate": "The planner's sweep of one model.",
     "startup": "Seconds until four workers are ready, against one.",
+    "transfer": "Bytes between processes, against memcpy, a raw socket and NIXL.",
 }
 """``dvrt.bench.NAME`` has ``measure(*, quick: bool) -> Measured`` for each."""
 

@@ -136,10 +136,10 @@ def _show(made: Plan, model: str | None, console: Console) -> None:
         console.print(f"- {line}", highlight=False)
     console.print()
     line = launch_line(made, model)
-    console.print(line, soft_wrap=True, highlight=False)
     unknown = _unknown_options(line)
     if unknown:
-        console.print(f"launch does not know {', '.join(unknown)} yet; leave that out")
+        console.print(f"launch does not know {', '.join(unknown)} yet; leave that out of")
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 def _ranking(made: Plan) -> Table:

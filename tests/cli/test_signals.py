@@ -94,7 +94,8 @@ class Command:
     def wait_word(self, word: str) -> None:
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], 20)[0], f"never said {word}"
-        assert self.process.stdout.readline().strip() == word
+        said = self.process.stdout.readline().strip()
+        assert said == word, self.process.communicate(timeout=20)
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=20)
