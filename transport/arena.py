@@ -22,12 +22,20 @@ PAGE_BYTES = mmap.PAGESIZE
 ALIGNMENT = 64
 WARM_BYTES = 8 << 20
 """Small messages go round in so much of the arena, which then stays in the caches."""
+WARM_EXTENTS = 4
+"""Larger ones go round in so many times their size, if that is enough."""
 _F_SEAL_FUTURE_WRITE = 0x0010
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _want_huge_pages(mapped: mmap.mmap) -> None:
+    """A tenth to a third faster to copy where the kernel gives them; harmless elsewhere."""
+    with contextlib.suppress(OSError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
 
 
 class Arena:
@@ -41,6 +49,7 @@ class Arena:
         try:
             os.ftruncate(self.fd, PAGE_BYTES + capacity)
             self._map = mmap.mmap(self.fd, PAGE_BYTES + capacity)
+            _want_huge_pages(self._map)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
         except BaseException:
             os.close(self.fd)
@@ -91,14 +100,13 @@ class Arena:
         return start
 
     def _place(self, size: int) -> int | None:
-        """Where there is room: in a row, small extents in the warm part if they can."""
+        """Where there is room in a row, in the part that is warm if they can."""
         if not self._extents:
             return 0 if size <= self.capacity else None
         tail, end = self._extents[0][0], self._head + size
         if self._head <= tail:
             return self._head if end <= tail else None
-        limit = WARM_BYTES if size <= WARM_BYTES // 4 else self.capacity
-        if end <= min(limit, self.capacity):
+        if end <= min(max(WARM_BYTES, WARM_EXTENTS * size), self.capacity):
             return self._head
         if size <= tail:
             return 0
@@ -124,6 +132,7 @@ class PeerArena:
             )
         self.capacity = capacity
         self._map = mmap.mmap(fd, PAGE_BYTES + capacity, prot=mmap.PROT_READ)
+        _want_huge_pages(self._map)
         whole = memoryview(self._map)
         self._releases = whole[:8].cast("Q")
         self.bytes = whole[PAGE_BYTES:]

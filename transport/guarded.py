@@ -206,7 +206,7 @@ def check_message(header: bytes, regions: tuple[Region, ...]) -> int:
         raise ValueError(f"{len(regions)} regions in one message; limit {MAX_REGIONS}")
     if size > MAX_REGION_BYTES:
         raise ValueError(f"regions of {size} bytes; limit {MAX_REGION_BYTES}")
-    if MemoryKind.CUDA in {region.kind for region in regions}:
+    if MemoryKind.CUDA in [region.kind for region in regions]:
         raise TypeError("this transport moves host memory; copy the region to staging first")
     return size + len(header)
 

@@ -17,7 +17,7 @@ from dvrt.transport.arena import Arena, PeerArena
 from dvrt.transport.base import Borrowed
 from dvrt.transport.bell import Bell
 from dvrt.transport.framing import pack_head
-from dvrt.transport.packing import gather, scatter, split, views_of
+from dvrt.transport.packing import Parts, Pieces
 from dvrt.transport.releases import Releases
 from dvrt.transport.socket_channel import SocketChannel
 from dvrt.transport.vector import Vector
@@ -47,22 +47,23 @@ class ShmChannel(SocketChannel):
             await super()._send(header, regions, until)
             return
         self._ensure_peer()
-        head, views = pack_head(header, sizes), views_of(regions)
+        head = pack_head(header, sizes)
+        sources = Pieces(regions, sizes)
         if total > self._piece_bytes:
-            await self._send_pieces(head, Vector(views), until)
+            await self._send_pieces(head, sources, until)
             return
         offset = await self._allocate(total, until)
-        gather(views, self._arena.bytes[offset : offset + total])
+        sources.copy_to(self._arena.bytes[offset : offset + total])
         await self._write_all((head + _PIECE.pack(offset, total),), until)
 
-    async def _send_pieces(self, head: bytes, sources: Vector, until: float | None) -> None:
+    async def _send_pieces(self, head: bytes, sources: Pieces, until: float | None) -> None:
         is_whole = sources.nbytes <= self._arena.capacity
         offset = await self._allocate(sources.nbytes, until) if is_whole else 0
         while sources.nbytes:
-            size = min(self._piece_bytes, sources.nbytes)
+            size = sources.size(self._piece_bytes)
             if not is_whole:
                 offset = await self._allocate(size, until)
-            gather(sources.take(size), self._arena.bytes[offset : offset + size])
+            sources.copy_to(self._arena.bytes[offset : offset + size])
             await self._write_all((head + _PIECE.pack(offset, size),), until)
             head = b""
             offset += size
@@ -87,16 +88,17 @@ class ShmChannel(SocketChannel):
             self._bell.mute()
 
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
-        targets = Vector(views_of(regions))
-        if targets.nbytes <= INLINE_BYTES:
-            await self._read(targets, until)
+        sizes = [region.nbytes for region in regions]
+        if sum(sizes) <= INLINE_BYTES:
+            await super()._fill(regions, until)
             return
+        targets = Pieces(regions, sizes)
         is_whole = targets.nbytes <= self._peer_arena.capacity
         number = self._releases.take()
         while targets.nbytes:
             offset, size = await self._next_piece(targets.nbytes, until)
             with self._peer_arena.extent(offset, size) as piece:
-                scatter(piece, targets.take(size))
+                targets.copy_from(piece)
             if targets.nbytes and not is_whole:
                 self._release(number)
                 number = self._releases.take()
@@ -125,7 +127,7 @@ class ShmChannel(SocketChannel):
                 raise Corrupted("offset of a piece", expected=start + size, got=offset)
             size += more
         extent = self._peer_arena.extent(start, total)
-        return Borrowed(lambda: split(extent, sizes), lambda: self._release(number))
+        return Borrowed(lambda: Parts(extent, sizes), lambda: self._release(number))
 
     def _release(self, number: int) -> None:
         """The extent may be written to again; the peer is told when it is its turn."""

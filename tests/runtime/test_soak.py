@@ -1,4 +1,4 @@
-"""Two hundred streaming clients over HTTP, a third of them leaving early: nothing lost, nothing left.
+"""Two hundred streaming clients over HTTP, a third leaving early: nothing lost, nothing left.
 
 The hash model's text depends on every entry of a log, so a client that got another one's token, or
 whose log was disturbed, would see wrong token ids.
