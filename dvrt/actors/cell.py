@@ -145,7 +145,8 @@ class Cell:
         if self._handled is not None and self._handled.origin is not None:
             self._left.insert(0, self._handled)
         if isinstance(self._why, BaseException):
-            _log.error("actor %s failed", self.name, exc_info=self._why)
+            trace = None if isinstance(self._why, DvrtError) else self._why
+            _log.error("actor %s failed: %s", self.name, self._why, exc_info=trace)
             return f"{FAILED}: {type(self._why).__name__}: {self._why}"
         return f"{STOPPED}: {self._why}"
 

@@ -127,7 +127,8 @@ class Controller(Actor):
         self._chronicle.submitted(request.id)
         self._quiet.clear()
         self._perform(commands)
-        self._arm_deadline()
+        if request.deadline_s is not None:
+            self._wake_at(now + request.deadline_s)
         return stream
 
     def cancel(
@@ -265,15 +266,17 @@ class Controller(Actor):
         self._streams.clear()
         self._quiet.set()
 
-    def _arm_deadline(self) -> None:
-        """Have the next deadline looked at when it comes."""
+    def _wake_at(self, at: float) -> None:
+        """Have deadlines looked at no later than then."""
         if self._deadline_timer is not None:
+            if self._deadline_timer.when() <= at:
+                return
             self._deadline_timer.cancel()
-            self._deadline_timer = None
-        at = self._scheduler.next_deadline()
-        if at is not None:
-            self._deadline_timer = self._loop.call_at(at, self._tick)
+        self._deadline_timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
+        self._deadline_timer = None
         self._handle(Tick(now=self._clock.time()))
-        self._arm_deadline()
+        at = self._scheduler.next_deadline()
+        if at is not None:
+            self._wake_at(at)

@@ -6,7 +6,7 @@ Turns text into token ids and back, options into a Request, and emits into Token
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,21 @@ class GenerateOptions:
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    def __post_init__(self) -> None:
+        """Raise RequestRejected for stops and ids of the wrong type; Request checks the numbers."""
+        strings = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not _are_all(strings, str):
+            text = f"stop is {self.stop!r}; expected a string or a list of them"
+            raise RequestRejected(text, param="stop")
+        if not all(strings):
+            raise RequestRejected("a stop string is empty", param="stop")
+        if not _are_all(self.stop_ids, int):
+            text = f"stop_ids is {self.stop_ids!r}; expected a list of token ids"
+            raise RequestRejected(text, param="stop_ids")
+        if not _are_all([self.request_id], str | None):
+            text = f"request_id is {self.request_id!r}; expected a string"
+            raise RequestRejected(text, param="request_id")
+
 
 class Engine:
     """A running cluster. Made by ``dvrt.launch``; usable from the loop that launched it."""
@@ -92,7 +107,7 @@ class Engine:
                 async for token in tokens:
                     yield token
         finally:
-            self._controller.cancel(request.id)
+            self._cancel(stream)
 
     async def complete(self, prompt: str | Sequence[int], **options: Any) -> Completion:
         """The finished request. Raises as ``generate`` does; cancelling it cancels the request."""
@@ -102,7 +117,7 @@ class Engine:
         try:
             tokens = [token async for token in self._tokens(request, chosen, stream)]
         finally:
-            self._controller.cancel(request.id)
+            self._cancel(stream)
         return _completion(request, tokens, stream.timings())
 
     def status(self) -> Status:
@@ -131,12 +146,17 @@ class Engine:
                 continue
             piece = _piece(emit, text)
             if text is not None and text.stopped:
-                self._controller.cancel(request.id, sample=emit.sample)
+                self._cancel(stream, sample=emit.sample)
                 yield _token(emit, piece, FinishReason.STOP)
             elif emit.finish is FinishReason.ERROR:
                 raise DvrtError(f"request {request.id}: {emit.error}")
             else:
                 yield _token(emit, piece, emit.finish)
+
+    def _cancel(self, stream: RequestStream, *, sample: int | None = None) -> None:
+        """End what still runs; the id of a request that has ended may be another's by now."""
+        if not stream.is_ended:
+            self._controller.cancel(stream.request.id, sample=sample)
 
     def _text_streams(self, n: int, options: GenerateOptions) -> list[TextStream]:
         if self.text is None:
@@ -147,8 +167,6 @@ class Engine:
         ids = self._prompt_ids(prompt)
         if options.stop_strings and self.text is None:
             raise RequestRejected("stop strings need a tokenizer; use stop_ids", param="stop")
-        if any(not stop for stop in options.stop_strings):
-            raise RequestRejected("a stop string is empty", param="stop")
         return Request(
             id=options.request_id or secrets.token_hex(12),
             prompt_ids=ids,
@@ -167,6 +185,9 @@ class Engine:
                     f"{self.model.name} has no tokenizer; send token ids", param="prompt"
                 )
             return tuple(self.text.encode(prompt))
+        if not _are_all([prompt], Iterable) or _are_all([prompt], bytes | bytearray | Mapping):
+            text = f"prompt is {type(prompt).__name__}; expected a string or token ids"
+            raise RequestRejected(text, param="prompt")
         ids = tuple(prompt)
         wrong = [i for i in ids if type(i) is not int]
         if wrong:
@@ -192,6 +213,12 @@ class Engine:
         seed = options.seed if options.seed is not None else secrets.randbits(63)
         given = {name: value for name, value in chosen.items() if value is not None}
         return SamplingParams(seed=seed, logprobs=options.logprobs, **given)
+
+
+def _are_all(values: Any, kind: Any) -> bool:
+    """Whether this is a collection of such values."""
+    is_some = isinstance(values, list | tuple | set | frozenset)
+    return is_some and all(isinstance(value, kind) for value in values)
 
 
 def _options(options: dict[str, Any]) -> GenerateOptions:

@@ -23,6 +23,7 @@ from dvrt.actors.messages import (
     StageLoaded,
     StopWorker,
 )
+from dvrt.actors.node import household
 from dvrt.actors.ref import ActorRef
 from dvrt.buffers import Region
 from dvrt.control.steps import Step, StepDone
@@ -79,8 +80,9 @@ class StageActor(Actor):
         self._executor = done.value
         self._controller = self.node.ref(order.controller)
         self._cost_s, self._is_last = order.null_step_s, order.stage == order.n_stages - 1
-        gc.collect()
-        gc.freeze()  # the model's objects stay: no later collection needs to walk them
+        if household.get() is None:  # a process of its own, whose objects stay to its end
+            gc.collect()
+            gc.freeze()
         loaded = StageLoaded(
             worker=self._worker,
             weights_bytes=done.value.model.weights_bytes,

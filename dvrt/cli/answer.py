@@ -64,13 +64,16 @@ async def answer_as_text(
     engine: Engine, prompt: str | Sequence[int], options: dict[str, Any]
 ) -> None:
     """Print the answer as it comes: its text, or its token ids where there is no tokenizer."""
+    has_begun = False
     pieces = engine.generate(prompt, **options)
     try:
         async for token in pieces:
             print(token.text if engine.text else f"{token.id} ", end="", flush=True)
+            has_begun = True
     finally:
         await pieces.aclose()
-        print(flush=True)
+        if has_begun:
+            print(flush=True)
 
 
 def as_json(completion: Completion) -> dict[str, Any]:

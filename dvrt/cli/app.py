@@ -8,6 +8,7 @@ import typer
 
 from dvrt.cli.bench import bench
 from dvrt.cli.demo import demo
+from dvrt.cli.doctor import doctor
 from dvrt.cli.launch import launch
 from dvrt.cli.plan import plan
 from dvrt.cli.simulate import simulate
@@ -27,6 +28,7 @@ app.command()(worker)
 app.command()(demo)
 app.command()(plan)
 app.command()(simulate)
+app.command()(doctor)
 app.command()(version)
 app.add_typer(bench, name="bench")
 
