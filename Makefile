@@ -14,7 +14,7 @@ PYTEST := $(RUN) pytest -q
 # Test processes side by side. Of 203 s one after the other, two left 150 s and four 140 s.
 JOBS ?= 2
 
-.PHONY: setup demo test check bench gpu-check campaign clean
+.PHONY: setup demo test check bench nixl gpu-check campaign clean
 .DEFAULT_GOAL := test
 
 $(READY):
@@ -41,6 +41,10 @@ test: $(READY)
 bench: $(READY)
 	@$(RUN) dvrt bench all --quick
 
+nixl: $(READY)
+	@.venv/bin/python -m venv .venv-nixl
+	@.venv-nixl/bin/python -m pip install -qq --no-deps -c constraints.txt nixl-cu12==1.5.1 numpy
+
 gpu-check: $(READY)
 	@$(PYTEST) -m "(gpu or ucx) and not chaos"
 
@@ -48,5 +52,5 @@ campaign: $(READY)
 	@$(PYTEST) -m "slow or chaos" --timeout=600
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-nixl build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

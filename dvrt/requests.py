@@ -11,6 +11,9 @@ from enum import Enum
 from dvrt.errors import RequestRejected
 from dvrt.wire import message
 
+TINY = 1e-5
+"""Logits divided by less than this are beyond what the sampler's numbers can hold."""
+
 
 class FinishReason(Enum):
     """Why a sample ended. The first three are the OpenAI API's stop, stop and length."""
@@ -27,10 +30,10 @@ class FinishReason(Enum):
 class SamplingParams:
     """How the next token is drawn from the logits.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 keep all tokens. ``repetition_penalty``
-    divides positive and multiplies negative logits of every token already in the context, as
-    transformers does. ``logprobs`` asks for the log probability of the drawn token and that many
-    alternatives; None for neither.
+    ``temperature`` is 0, greedy, or at least 1e-5. ``top_k`` 0 and ``top_p`` 1 keep all tokens.
+    ``repetition_penalty`` divides positive and multiplies negative logits of every token already in
+    the context, as transformers does. ``logprobs`` asks for the log probability of the drawn token
+    and that many alternatives; None for neither.
     """
 
     temperature: float = 1.0
@@ -43,17 +46,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, low=0.0, high=100.0)
         _check_number("top_p", self.top_p, low=0.0, high=1.0, exclusive=True)
-        _check_number("repetition_penalty", self.repetition_penalty, low=0.0, exclusive=True)
-        if self.top_k < 0:
-            raise RequestRejected(
-                f"top_k is {self.top_k}; it must be 0 (all) or more", param="top_k"
-            )
-        if not 0 <= self.seed < 1 << 64:
-            raise RequestRejected(
-                f"seed is {self.seed}; it must fit 64 bits unsigned", param="seed"
-            )
-        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
-            raise RequestRejected(f"logprobs is {self.logprobs}; at most 20", param="logprobs")
+        _check_number(
+            "repetition_penalty", self.repetition_penalty, low=0.0, high=1000.0, exclusive=True
+        )
+        for name in ("temperature", "repetition_penalty"):
+            if 0 < getattr(self, name) < TINY:
+                text = f"{name} is {getattr(self, name)}; above 0 it must be at least {TINY:g}"
+                raise RequestRejected(text, param=name)
+        _check_integer("top_k", self.top_k, low=0, high=(1 << 31) - 1)
+        _check_integer("seed", self.seed, low=0, high=(1 << 64) - 1)
+        if self.logprobs is not None:
+            _check_integer("logprobs", self.logprobs, low=0, high=20)
 
     @property
     def is_greedy(self) -> bool:
@@ -80,12 +83,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise RequestRejected("the prompt is empty; give at least one token", param="prompt")
-        if self.max_tokens < 1:
-            raise RequestRejected(
-                f"max_tokens is {self.max_tokens}; at least 1", param="max_tokens"
-            )
-        if not 1 <= self.n <= 128:
-            raise RequestRejected(f"n is {self.n}; between 1 and 128", param="n")
+        _check_integer("max_tokens", self.max_tokens, low=1)
+        _check_integer("n", self.n, low=1, high=128)
+        for stop in self.stop_ids:
+            _check_integer("stop_ids", stop)
         if self.deadline_s is not None:
             _check_number("deadline_s", self.deadline_s, low=0.0, exclusive=True)
 
@@ -103,8 +104,21 @@ def _check_number(
     name: str, value: float, *, low: float, high: float = math.inf, exclusive: bool = False
 ) -> None:
     """Refuse NaN, infinities and values outside [low, high]; ``exclusive`` shuts out ``low``."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise RequestRejected(f"{name} is {value!r}; it must be a number", param=name)
     below = value <= low if exclusive else value < low
     if not math.isfinite(value) or below or value > high:
         edge = f"above {low:g}" if exclusive else f"at least {low:g}"
         limit = "" if high == math.inf else f" and at most {high:g}"
         raise RequestRejected(f"{name} is {value}; it must be {edge}{limit}", param=name)
+
+
+def _check_integer(
+    name: str, value: int, *, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """Refuse all but plain integers in [low, high]: nothing else travels as one."""
+    if type(value) is not int:
+        raise RequestRejected(f"{name} is {value!r}; it must be a whole number", param=name)
+    if not low <= value <= high:
+        limit = "" if high == math.inf else f" and at most {high}"
+        raise RequestRejected(f"{name} is {value}; it must be at least {low}{limit}", param=name)

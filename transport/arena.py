@@ -32,12 +32,6 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _want_huge_pages(mapped: mmap.mmap) -> None:
-    """A tenth to a third faster to copy where the kernel gives them; harmless elsewhere."""
-    with contextlib.suppress(OSError):
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-
-
 class Arena:
     """This side's memory: extents are allocated and come back in order as the peer releases."""
 
@@ -49,7 +43,6 @@ class Arena:
         try:
             os.ftruncate(self.fd, PAGE_BYTES + capacity)
             self._map = mmap.mmap(self.fd, PAGE_BYTES + capacity)
-            _want_huge_pages(self._map)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
         except BaseException:
             os.close(self.fd)
@@ -132,7 +125,6 @@ class PeerArena:
             )
         self.capacity = capacity
         self._map = mmap.mmap(fd, PAGE_BYTES + capacity, prot=mmap.PROT_READ)
-        _want_huge_pages(self._map)
         whole = memoryview(self._map)
         self._releases = whole[:8].cast("Q")
         self.bytes = whole[PAGE_BYTES:]

@@ -15,8 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
+
+from dvrt.transport import known_schemes
 
 REQUIRED = (
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "msgpack", "pydantic"),
@@ -26,7 +28,7 @@ _BRING_UCX = "pip install 'dvrt[ucx]'"
 OPTIONAL: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("uvloop", ("uvloop",), "faster event loops", "pip install uvloop"),
     ("cupy", ("cupy-cuda12x", "cupy-cuda13x"), "NVIDIA GPUs", "pip install 'dvrt[cuda12]'"),
-    ("ucxx", ("ucxx-cu12", "ucxx-cu13"), "ucx:// between hosts", _BRING_UCX),
+    ("ucxx", ("ucxx-cu12", "ucxx-cu13"), "UCX between hosts", _BRING_UCX),
 )
 """(what, the packages that it comes in, what it is for, what brings it)."""
 WANTED_FILES = 4096
@@ -84,7 +86,13 @@ def packages() -> Iterator[Finding]:
     for what, names, purpose, remedy in OPTIONAL:
         found = [f"{name} {version}" for name in names if (version := _version(name))]
         value = ", ".join(found) or f"not installed; for {purpose}"
-        yield _finding(what, bool(found), value, remedy, State.MISSING)
+        is_fine = bool(found) or (what == "ucxx" and not _has_ucx())
+        yield _finding(what, is_fine, value, remedy, State.MISSING)
+
+
+def _has_ucx() -> bool:
+    """Whether this dvrt has a transport that would use it."""
+    return "ucx" in known_schemes()
 
 
 def _version(name: str) -> str | None:
@@ -99,19 +107,21 @@ def ucx() -> Iterator[Finding]:
     version, _, library = _output(sys.executable, "-c", _LOAD_UCX).strip().partition(" ")
     if not library:
         value = "none can be loaded; tcp and shm are used"
-        yield _finding("UCX", False, value, _BRING_UCX, State.MISSING)
+        yield _finding("UCX", not _has_ucx(), value, _BRING_UCX, State.MISSING)
         return
     yield Finding(name="UCX", state=State.OK, value=f"{version} from {library}")
     beside = Path(library).parents[1] / "bin" / "ucx_info"
     program = str(beside) if beside.exists() else shutil.which("ucx_info")
     if program is None:
         value = "not known without ucx_info"
-        yield _finding("UCX transports", False, value, "apt install ucx-utils", State.MISSING)
+        remedy = "apt install ucx-utils"
+        yield _finding("UCX transports", not _has_ucx(), value, remedy, State.MISSING)
         return
     transports = sorted(set(re.findall(r"Transport:\s*(\S+)", _output(program, "-d"))))
     has_rdma = any(name.startswith(("rc", "dc", "ud")) for name in transports)
     value = (", ".join(transports) or "none") + ("" if has_rdma else "; no RDMA")
-    yield _finding("UCX transports", has_rdma, value, _BRING_RDMA, State.MISSING)
+    is_fine = has_rdma or not _has_ucx()
+    yield _finding("UCX transports", is_fine, value, _BRING_RDMA, State.MISSING)
 
 
 def _output(*command: str) -> str:

@@ -16,7 +16,7 @@ from dvrt.requests import FinishReason, Request, SampledToken, SamplingParams
 
 sampling = st.builds(
     SamplingParams,
-    temperature=st.floats(0, 2),
+    temperature=st.just(0.0) | st.floats(0.01, 2),
     top_k=st.integers(0, 100),
     top_p=st.floats(0.01, 1),
     repetition_penalty=st.floats(0.1, 2),

@@ -27,6 +27,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+@pytest.fixture
+def with_ucx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_checks, "known_schemes", lambda: ("tcp", "ucx"))
+
+
 def test_table(capsys) -> None:
     code, out = run(capsys)
     assert code == 0
@@ -47,6 +52,7 @@ def test_json_with_the_self_check(capsys) -> None:
         assert (each["state"] == "ok") <= (each["remedy"] == "")
 
 
+@pytest.mark.usefixtures("with_ucx")
 def test_what_is_missing_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -65,6 +71,7 @@ def test_a_broken_install_fails(capsys, monkeypatch: pytest.MonkeyPatch) -> None
     assert run(capsys)[0] == 1
 
 
+@pytest.mark.usefixtures("with_ucx")
 def test_ucx_of_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     program = tmp_path / "bin" / "ucx_info"
@@ -80,10 +87,18 @@ def test_ucx_of_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert "apt install" in transports.remedy
 
 
+@pytest.mark.usefixtures("with_ucx")
 def test_no_ucx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_checks, "_LOAD_UCX", "raise SystemExit('no libucp')")
     (finding,) = doctor_checks.ucx()
     assert (finding.state, finding.remedy) == (State.MISSING, "pip install 'dvrt[ucx]'")
+
+
+def test_what_no_transport_uses_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_checks, "known_schemes", lambda: ("tcp",))
+    monkeypatch.setattr(doctor_checks, "_LOAD_UCX", "raise SystemExit('no libucp')")
+    (finding,) = doctor_checks.ucx()
+    assert (finding.state, finding.remedy) == (State.OK, "")
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
