@@ -6,6 +6,7 @@ command or an option is wrong; 130 and 143 ended by SIGINT and SIGTERM before it
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from dvrt.errors import ConfigError, DvrtError
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit. A failure is one line on stderr; ``--debug`` adds the traceback."""
     exit_on_signals()
+    _take_standard_files()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from dvrt.cli.app import run_command
@@ -29,6 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         fail(f"internal error: {type(error).__name__}: {error}", debug="--debug" in given)
         sys.exit(1)
+
+
+def _take_standard_files() -> None:
+    """No file that is opened later must become stdin, stdout or stderr where those are closed."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def fail(message: str, *, debug: bool) -> None:

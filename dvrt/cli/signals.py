@@ -19,6 +19,8 @@ from typing import Any, NoReturn, Self
 from dvrt.errors import DvrtError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GIVE_UP_S = 3.0
+"""How long a cancelled command may take to close what it opened; imports can hold it up."""
 SAME_SIGNAL_S = 0.1
 """Signals this close together are one: make and timeout pass on what their group got already."""
 
@@ -35,7 +37,11 @@ def exit_on_signals() -> None:
 
 
 def _exit_now(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+    """No SystemExit: whatever is being imported or torn down could swallow it, or complain."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
+            stream.flush()
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -69,7 +75,8 @@ class StopSignals:
     """Receives signals for a command that runs on an event loop.
 
     The first cancels the command, or sets the event of the ``instead`` block that it is in. The
-    second, or an end that takes longer than ``limit_s``, kills all child processes and exits.
+    second, or an end that takes longer than ``limit_s`` (of a cancelled command GIVE_UP_S), kills
+    all child processes and exits.
     """
 
     def __init__(self, *, limit_s: float) -> None:
@@ -135,14 +142,15 @@ class StopSignals:
         self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
-        asyncio.get_running_loop().call_later(self._limit_s, self._force)
+        limit_s = min(self._limit_s, GIVE_UP_S) if self._instead is None else self._limit_s
+        asyncio.get_running_loop().call_later(limit_s, self._force)
         if self._instead is not None:
             self._instead.set()
         elif self._task is not None:
             self._task.cancel()
 
     def _force(self) -> NoReturn:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor that a live display hides
         self._leave()
 

@@ -23,6 +23,12 @@ class Group:
         return [s for s in self.live.values() if s.slot is None and s.n_generated]
 
     @property
+    def unborn(self) -> range:
+        """Samples that do not exist yet: the first token brings them to life."""
+        is_in_prompt = len(self.live) == 1 and 0 in self.live and not self.live[0].n_generated
+        return range(1, self.request.n if is_in_prompt else 1)
+
+    @property
     def holder(self) -> Sequence | None:
         """A sample whose row holds all entries of the prompt."""
         for sequence in self.live.values():

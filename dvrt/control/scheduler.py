@@ -262,17 +262,20 @@ class Scheduler:
     def _end(
         self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None
     ) -> list[Command]:
-        """End a sample without another token."""
+        """End a sample without another token, and with it those that it has yet to bring forth."""
+        samples = (sequence.sample, *self._groups[sequence.request.id].unborn)
         self._forget(sequence, now)
-        emit = Emit(
-            request_id=sequence.request.id,
-            sample=sequence.sample,
-            index=sequence.n_generated,
-            token=None,
-            finish=reason,
-            error=error,
-        )
-        return [emit]
+        return [
+            Emit(
+                request_id=sequence.request.id,
+                sample=sample,
+                index=sequence.n_generated,
+                token=None,
+                finish=reason,
+                error=error,
+            )
+            for sample in samples
+        ]
 
     def _forget(self, sequence: Sequence, now: float) -> None:
         """Free all that an ended sample holds; its row goes to a sibling that needs the prompt."""

@@ -22,7 +22,7 @@ def split_prompts(value: Any) -> list[Prompt]:
         return [value]
     if isinstance(value, list) and value:
         wrong = [i for i, one in enumerate(value) if not isinstance(one, str) and not _is_ids(one)]
-        if any(type(one) is int for one in value):  # meant as one list of ids
+        if type(value[0]) is int:  # meant as one list of ids
             wrong = [i for i, one in enumerate(value) if type(one) is not int]
         if not wrong:
             return value

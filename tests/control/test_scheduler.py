@@ -329,3 +329,16 @@ def test_few_requests_spread_over_as_many_microbatches_as_stages(stages: int) ->
     for step in bench.pipeline.flying:
         rows[step.microbatch] = len(step.decodes)
     assert sorted(rows.values()) == [2] * stages
+
+
+def test_all_samples_end_when_the_prompt_they_share_does() -> None:
+    bench = Bench(shape_of(n_stages=1, n_microbatches=1, batch_size=1))
+    bench.give(Submit(request=make_request("runs", 30, 3, n=3), now=0.0))
+    bench.give(Submit(request=make_request("late", 3, 3, n=2, deadline_s=1.0), now=0.0))
+    bench.give(Tick(now=2.0))
+    bench.give(Cancel(request_id="runs", now=2.0))
+    bench.drain()
+    assert bench.ends == {
+        **{("late", i): FinishReason.DEADLINE for i in range(2)},
+        **{("runs", i): FinishReason.CANCELLED for i in range(3)},
+    }

@@ -27,7 +27,7 @@ COMPLETIONS = [
     ({"prompt": []}, "prompt", "prompt is empty"),
     ({"prompt": [[]]}, "prompt", "prompt[0] is empty"),
     ({"prompt": {"a": 1}}, "prompt", "prompt is dict"),
-    ({"prompt": [1, 2.5]}, "prompt", "prompt[0] is int"),
+    ({"prompt": [1, 2.5]}, "prompt", "prompt[1] is float"),
     ({"prompt": [True]}, "prompt", "prompt[0] is bool"),
     ({"prompt": ["a", 3]}, "prompt", "prompt[1] is int"),
     ({"prompt": [1, 260]}, "prompt", "token id 260 is outside the vocabulary of 260"),
