@@ -68,7 +68,7 @@ class RequestStream:
     async def __anext__(self) -> Emit:
         while not self._emits:
             if self._error is not None:
-                raise self._error
+                raise self._error.with_traceback(None)  # one error ends many streams
             if not self._open_samples:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()

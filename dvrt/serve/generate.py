@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from dvrt.errors import RequestRejected, Unavailable
+from dvrt.errors import DvrtError, RequestRejected, Unavailable
 from dvrt.requests import FinishReason
 from dvrt.results import Token
 from dvrt.serve.body import read_json
@@ -65,6 +65,9 @@ class GenerateEndpoint(ABC):
         except ClientDisconnect:
             self._engine.metrics.http_hang_up()
         except RequestRejected as error:
+            await reply.fail(error)
+        except DvrtError as error:
+            logger.warning("request %s failed: %s", scope["state"]["request_id"], error)
             await reply.fail(error)
         except Exception as error:
             logger.exception("request %s failed", scope["state"]["request_id"])
