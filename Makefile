@@ -1,7 +1,8 @@
 # make demo   see it work            make check       format, lint, types, the rules of the house
 # make test   check and all tests    make bench       all measurements, quick form
-# make setup  .venv, once            make gpu-check   the tests that need a GPU or UCX
-#                                    make campaign    the slow tests, and those that kill at random
+# make setup  .venv, once            make gpu-check   what needs a GPU: tests, copies, pipelines
+# make soak   transfers with faults, make campaign    the slow tests, and those that kill at random
+#             SOAK_S=1800 seconds
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; \
@@ -13,8 +14,9 @@ RUN := .venv/bin/python -m
 PYTEST := $(RUN) pytest -q
 # Test processes side by side. Of 203 s one after the other, two left 150 s and four 140 s.
 JOBS ?= 2
+SOAK_S ?= 1800
 
-.PHONY: setup demo test check bench nixl gpu-check campaign clean
+.PHONY: setup demo test check bench nixl gpu-check soak campaign clean
 .DEFAULT_GOAL := test
 
 $(READY):
@@ -46,7 +48,10 @@ nixl: $(READY)
 	@.venv-nixl/bin/python -m pip install -qq --no-deps -c constraints.txt nixl-cu12==1.5.1 numpy
 
 gpu-check: $(READY)
-	@$(PYTEST) -m "(gpu or ucx) and not chaos"
+	@.venv/bin/python tests/gpu/check.py
+
+soak: $(READY)
+	@DVRT_SOAK_S=$(SOAK_S) $(PYTEST) -s -m "slow and chaos" tests/streaming/test_soak.py
 
 campaign: $(READY)
 	@$(PYTEST) -m "slow or chaos" --timeout=600

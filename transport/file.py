@@ -145,6 +145,8 @@ class FileChannel(GuardedChannel):
 
     def _close_when_idle(self) -> None:
         if self._is_dropped and not self._works and self._fd >= 0:
+            # Closing leaves the lock to a child that was forked and has not begun its program.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = -1
 

@@ -5,6 +5,8 @@ scatter, gather         a non-contiguous box as few contiguous moves
 stream_out, stream_in   what two set-ups imply: peers found, layers, rows and heads re-cut
 """
 
+from dvrt.streaming.batch import Batch as Batch
+from dvrt.streaming.batch import Spot as Spot
 from dvrt.streaming.behind import Behind as Behind
 from dvrt.streaming.cache import Cache as Cache
 from dvrt.streaming.contiguous import fetch as fetch
@@ -17,6 +19,7 @@ from dvrt.streaming.journal import Counters as Counters
 from dvrt.streaming.journal import Event as Event
 from dvrt.streaming.journal import Journal as Journal
 from dvrt.streaming.kit import Kit as Kit
+from dvrt.streaming.lineage import Lineage as Lineage
 from dvrt.streaming.link import Link as Link
 from dvrt.streaming.messages import Grouping as Grouping
 from dvrt.streaming.messages import Setup as Setup

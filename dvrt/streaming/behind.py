@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dvrt.cuda.fences import Fence
-from dvrt.errors import ChannelClosed
-from dvrt.kv.plan import Tokens
+from dvrt.errors import ChannelClosed, Corrupted, PeerLost, TransferTimeout
+from dvrt.kv.plan import Tokens, Worker
 from dvrt.streaming.contiguous import deadline
+from dvrt.streaming.link import Link
 from dvrt.streaming.outflow import Outflow
 from dvrt.streaming.setups import Setups
+
+Renew = Callable[[Sequence[Worker]], Awaitable[Mapping[Worker, Link]]]
+"""Links to the peers that were lost: new ones, or the same where only the stream ended."""
+
+MAX_TRIES = 8
+"""How often one step is shipped before what ended it is raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +32,18 @@ class _Step:
 class Behind:
     """Ships steps in their order in a task of its own, at most ``limit`` of them unproved.
 
-    ``step_s`` is the deadline of each. The outflow stays the caller's to close.
+    ``step_s`` is the deadline of each. With ``renew``, a step that was lost, late or corrupted is
+    shipped again over the links that it returns; without, and when it raises, streaming ends with
+    the error. The outflow stays the caller's to close.
     """
 
-    def __init__(self, outflow: Outflow, *, limit: int, step_s: float) -> None:
+    def __init__(
+        self, outflow: Outflow, *, limit: int, step_s: float, renew: Renew | None = None
+    ) -> None:
         self.proved = -1
         self._outflow = outflow
         self._step_s = step_s
+        self._renew = renew
         self._steps: asyncio.Queue[_Step] = asyncio.Queue(limit)
         self._task = asyncio.create_task(self._ship_all(), name="streaming behind the compute")
 
@@ -69,15 +81,30 @@ class Behind:
     async def _ship_all(self) -> None:
         while True:
             step = await self._steps.get()
-            await self._outflow.ship(
-                step.number,
-                step.tokens,
-                deadline_s=self._step_s,
-                after=step.after,
-                setups=step.setups,
-            )
+            for tries_left in reversed(range(MAX_TRIES if self._renew else 1)):
+                try:
+                    await self._mend()
+                    await self._ship(step)
+                    break
+                except (PeerLost, TransferTimeout, Corrupted) as error:
+                    if not tries_left:
+                        raise
+                    await self._outflow.cancel_unproved(step.number, str(error))
             self.proved = step.number
             self._steps.task_done()
+
+    async def _mend(self) -> None:
+        if self._renew is not None and (lost := self._outflow.lost):
+            await self._outflow.resume(await self._renew(lost), deadline_s=self._step_s)
+
+    async def _ship(self, step: _Step) -> None:
+        await self._outflow.ship(
+            step.number,
+            step.tokens,
+            deadline_s=self._step_s,
+            after=step.after,
+            setups=step.setups,
+        )
 
     async def aclose(self) -> None:
         """Stop; steps that are not proved stay unproved, and the outflow must be cancelled."""

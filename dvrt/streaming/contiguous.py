@@ -9,8 +9,9 @@ While it runs, a remote flush (fetch) is the only sender (receiver) of its chann
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from dvrt.buffers import MemoryKind, Region
 from dvrt.cuda.fences import Fence
@@ -45,13 +46,25 @@ async def deadline(seconds: float | None, what: str) -> AsyncIterator[None]:
         raise TransferTimeout(f"{what} was not over by its deadline") from None
 
 
-@contextmanager
-def first_error() -> Iterator[None]:
-    """An error out of a task group is raised as itself."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+async def all_through(works: Iterable[Awaitable[None]]) -> None:
+    """Each to its end, whatever becomes of the others; then the first error is raised."""
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await it although this task is cancelled meanwhile, however often; that is raised then."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def flush(
@@ -135,7 +148,7 @@ async def send(kit: Kit, channel: Channel, tag: str, regions: Sequence[Region]) 
         raise  # refused: nothing moved, nothing broke
     except BaseException:
         channel.abort()
-        await channel.quiet()
+        await to_its_end(channel.quiet())
         raise
     kit.counters.parcels_sent += 1
     kit.counters.bytes_sent += sum(region.nbytes for region in regions)
@@ -150,7 +163,7 @@ async def receive(kit: Kit, channel: Channel, tag: str, target: Region) -> None:
         await incoming.into(*cut(target, incoming.sizes))
     except BaseException:
         channel.abort()
-        await channel.quiet()
+        await to_its_end(channel.quiet())
         raise
     got = digest_of([target.view()]) if chunk.digest else 0
     if got != chunk.digest:

@@ -19,7 +19,7 @@ from dvrt.cuda.pinned import Staging
 from dvrt.errors import ChannelClosed, Corrupted, PeerLost, ProtocolError
 from dvrt.kv.digest import Sum, Tally, digest_of
 from dvrt.streaming.cache import Cache
-from dvrt.streaming.contiguous import finish
+from dvrt.streaming.contiguous import finish, to_its_end
 from dvrt.streaming.messages import Commit, Offer, Over, Parcel, Stored
 from dvrt.streaming.parcels import Item, Packing, is_direct, pieces
 
@@ -87,9 +87,10 @@ class Landing:
 class InStream:
     """Made by ``accept``. One step is taken at a time; each must be taken to its end."""
 
-    def __init__(self, link: Link, name: str, *, epoch: int) -> None:
+    def __init__(self, link: Link, name: str, *, epoch: int, proved: int = -1) -> None:
         self.key = (name, epoch)
         self.generation = 0
+        self.proved = proved
         self.is_over = False
         self._link = link
         self._begun: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
@@ -105,6 +106,10 @@ class InStream:
 
     def __repr__(self) -> str:
         return f"<InStream {self.key[0]}@{self.key[1]} generation {self.generation}>"
+
+    @property
+    def is_broken(self) -> bool:
+        return self._error is not None
 
     def begin(self, offer: Offer) -> None:
         if not self._begun.done():
@@ -135,6 +140,7 @@ class InStream:
             raise
         finally:
             self._forget_step(step, waiting)
+        self.proved = max(self.proved, step)
         self._link.say(self._stored(step))
         self._link.kit.record("stored", self.key[0], step)
 
@@ -274,27 +280,41 @@ class InStream:
 
         A parcel that is just being received in place is finished; where that takes longer than
         ``grace_s``, the link is aborted, and with it every stream on it. What comes later is
-        counted and dropped.
+        counted and dropped. Cancelling this call changes nothing of that.
         """
         self._link.forget(self)
         self.fail(PeerLost(f"stream {self.key[0]} was cancelled here"))
+        await to_its_end(self._settle(grace_s))
+        self._link.say(self._over_message(reason))
+
+    async def _settle(self, grace_s: float) -> None:
+        """Wait until nothing writes; give back what came for nobody."""
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
-            self._link.abort()
+            self._link.abort(PeerLost("a parcel was under way for too long"))
             await self._link.wait_over()
         if self._placing is not None:
             await self._placing.ended()
+        self._give_back()
+
+    def _give_back(self) -> None:
         for queue in self._queues.values():
             while queue:
                 self._done_with(queue.popleft())
+
+    def abandon(self, reason: str) -> None:
+        """End a stream of which no step was asked for yet; never waits."""
+        self.close()
+        self.fail(PeerLost(f"stream {self.key[0]} was abandoned here: {reason}"))
         self._link.say(self._over_message(reason))
 
     def close(self) -> None:
         """No more steps are expected."""
         self._link.forget(self)
         self.is_over = True
+        self._give_back()
 
     def _stored(self, step: int) -> Stored:
         name, epoch = self.key
@@ -311,9 +331,12 @@ class InStream:
         )
 
 
-def accept(link: Link, name: str, *, epoch: int = 0) -> InStream:
-    """Expect a stream of this name; the peer's offer is granted as soon as it is there."""
-    stream = InStream(link, name, epoch=epoch)
+def accept(link: Link, name: str, *, epoch: int = 0, proved: int = -1) -> InStream:
+    """Expect a stream of this name; the peer's offer is granted as soon as it is there.
+
+    ``proved`` is the last step that is here already, of the same stream on a link before.
+    """
+    stream = InStream(link, name, epoch=epoch, proved=proved)
     link.accept(stream)
     return stream
 

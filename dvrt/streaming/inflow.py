@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dvrt.kv.plan import Copy, Tokens, Worker, of_target, peers_of_target, plan
 from dvrt.kv.spans import Span
 from dvrt.streaming.cache import Cache
-from dvrt.streaming.contiguous import deadline, first_error
+from dvrt.streaming.contiguous import all_through, deadline
 from dvrt.streaming.incoming import InStream, Landing, accept
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.link import Link
@@ -39,7 +39,7 @@ class Inflow:
         setups: Setups,
         me: Worker,
         caches: Sequence[Cache],
-        streams: Mapping[Worker, InStream],
+        streams: dict[Worker, InStream],
     ) -> None:
         self._kit, self._name = kit, name
         self._setups, self._me, self._caches = setups, me, caches
@@ -55,8 +55,9 @@ class Inflow:
     ) -> AsyncGenerator[Arrived, None]:
         """Boxes as they are in place, from all peers; when it ends, the step is proved.
 
-        Raises Corrupted, PeerLost, ChannelClosed, TransferTimeout; ``cancel`` must follow then,
-        and when the iteration is left early.
+        Steps are numbered upwards. An error of one peer is raised when all others are through.
+        Raises Corrupted, PeerLost, ChannelClosed, TransferTimeout; then, and when the iteration is
+        left early, ``cancel`` must follow, or ``resume`` and the same step once more.
         """
         now = setups or self._setups
         copies = of_target(plan(now.source, now.target, tokens), self._me)
@@ -84,11 +85,11 @@ class Inflow:
         """Put what arrives into the queue, and None behind the last."""
         try:
             async with deadline(deadline_s, f"step {step} of stream {self._name}"):
-                with first_error():
-                    async with asyncio.TaskGroup() as group:
-                        for peer, found in copies.items():
-                            taking = self._take_from(peer, step, found, arrived.put_nowait)
-                            group.create_task(taking)
+                await all_through(
+                    self._take_from(peer, step, found, arrived.put_nowait)
+                    for peer, found in copies.items()
+                    if self._streams[peer].proved < step
+                )
         finally:
             arrived.put_nowait(None)
 
@@ -110,6 +111,23 @@ class Inflow:
         boxes = [copy.target_box for copy in item.copies]
         found = pack_all(cache.layout, boxes, cache.table, self._setups.wire)
         return Landing(item, cache, found, self._kit.reaches_device)
+
+    @property
+    def lost(self) -> tuple[Worker, ...]:
+        """The peers whose stream has ended."""
+        return tuple(peer for peer, stream in self._streams.items() if stream.is_broken)
+
+    async def resume(self, links: Mapping[Worker, Link]) -> None:
+        """Expect the streams of these peers again, on new links; they go on where they were proved.
+
+        Returns when nothing of the former streams can write to the caches any more. Take the step
+        that failed once more.
+        """
+        for peer, link in links.items():
+            former = self._streams[peer]
+            await former.cancel("the stream goes on in a new incarnation")
+            name, epoch = former.key
+            self._streams[peer] = accept(link, name, epoch=epoch, proved=former.proved)
 
     async def cancel(self, reason: str = "cancelled") -> None:
         """End every stream; returns when nothing can write to the caches any more."""
@@ -140,7 +158,16 @@ def open_inflow(
     *,
     epoch: int = 0,
 ) -> Inflow:
-    """Expect a stream from every peer that the set-ups imply; each offer is granted at once."""
-    peers = peers_of_target(setups.source, setups.target, me)
-    streams = {peer: accept(links[peer], name, epoch=epoch) for peer in peers}
+    """Expect a stream from every peer that the set-ups imply; each offer is granted at once.
+
+    Raises PeerLost where a link is over, and then expects nothing of the others either.
+    """
+    streams: dict[Worker, InStream] = {}
+    try:
+        for peer in peers_of_target(setups.source, setups.target, me):
+            streams[peer] = accept(links[peer], name, epoch=epoch)
+    except BaseException as error:
+        for stream in streams.values():
+            stream.abandon(str(error))
+        raise
     return Inflow(kit, name, setups, me, caches, streams)

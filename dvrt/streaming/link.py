@@ -19,7 +19,7 @@ from dvrt.errors import (
     ProtocolError,
     TransportError,
 )
-from dvrt.streaming.contiguous import cut
+from dvrt.streaming.contiguous import cut, to_its_end
 from dvrt.streaming.incoming import Arrival, InStream
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.messages import (
@@ -38,6 +38,8 @@ from dvrt.transport import Channel, Incoming
 from dvrt.wire import decode, encode
 
 MAX_OFFERS = 1024
+GENERATION_BITS = 32
+"""Generations of a later incarnation are above these: no parcel can be taken for another link's."""
 
 Key = tuple[str, int]
 
@@ -62,7 +64,8 @@ class Link:
         self._in: dict[Key, InStream] = {}
         self._offers: dict[Key, Offer] = {}
         self._offered_more = asyncio.Event()
-        self._generation = 0
+        self.incarnation = max(mine.incarnation, theirs.incarnation)
+        self._generation = self.incarnation << GENERATION_BITS
         self._is_closing = False
         self._error: BaseException | None = None
         self._over = asyncio.Event()
@@ -106,7 +109,9 @@ class Link:
     def _grant(self, stream: InStream, offer: Offer) -> None:
         stream.begin(offer)
         name, epoch = stream.key
-        self.say(Grant(stream=name, epoch=epoch, generation=stream.generation))
+        self.say(
+            Grant(stream=name, epoch=epoch, generation=stream.generation, proved=stream.proved)
+        )
 
     def forget(self, stream: OutStream | InStream) -> None:
         """No more of this stream; what still comes of it is late."""
@@ -152,9 +157,15 @@ class Link:
         if self._is_closing:
             raise ChannelClosed(f"link to {self._channel.peer} is closing")
 
-    def abort(self) -> None:
-        """End the link now; never waits. ``wait_over`` returns when nothing touches memory."""
-        self._task.cancel()
+    def abort(self, error: TransportError | None = None) -> None:
+        """End the link now; never waits. ``wait_over`` returns when nothing touches memory.
+
+        ``error`` is what its streams fail with; ChannelClosed without.
+        """
+        self._verdict = self._verdict or error
+        self._is_aborted = True
+        if self._has_begun:  # a task that is cancelled before its first step never cleans up
+            self._task.cancel()
 
     async def wait_over(self) -> None:
         await self._over.wait()
@@ -181,11 +192,16 @@ class Link:
         await self.aclose()
 
     _idle: asyncio.Event | None = None
+    _verdict: TransportError | None = None
+    _has_begun = _is_aborted = False
 
     async def _run(self) -> None:
-        error: BaseException = ChannelClosed("this side ended the link")
+        error: BaseException | None = None
         is_polite = False
+        self._has_begun = True
         try:
+            if self._is_aborted:
+                raise asyncio.CancelledError
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send_all())
                 group.create_task(self._receive_all())
@@ -195,6 +211,7 @@ class Link:
             error = group_error.exceptions[0]
             if not isinstance(error, DvrtError):
                 self._report(error)
+        error = error or self._verdict or ChannelClosed("this side ended the link")
         await asyncio.shield(asyncio.create_task(self._end(error, is_polite=is_polite)))
 
     async def _end(self, error: BaseException, *, is_polite: bool) -> None:
@@ -304,7 +321,7 @@ class Link:
         key = (message.stream, message.epoch)
         self._offers.pop(key, None)
         for stream in (self._out.get(key), self._in.get(key)):
-            if stream is not None and stream.generation in (message.generation, 0):
+            if stream is not None and stream.generation == message.generation:
                 stream.told_over(message)
 
     async def _take(self, parcel: Parcel, incoming: Incoming) -> None:
@@ -327,8 +344,10 @@ class Link:
         except BaseException:
             staging.quarantine()
             self._channel.abort()
-            await self._channel.quiet()
-            staging.settle()
+            try:
+                await to_its_end(self._channel.quiet())
+            finally:
+                staging.settle()
             raise
         if stream is None or is_late or stream.is_over:
             staging.release()

@@ -51,11 +51,15 @@ class Offer:
 
 @message("stream.grant")
 class Grant:
-    """The receiver is ready; everything of the stream names this generation."""
+    """The receiver is ready; everything of the stream names this generation.
+
+    ``proved`` is the last step that it has already, from a link before this one; -1: none.
+    """
 
     stream: str
     epoch: int
     generation: int
+    proved: int = -1
 
 
 @message("stream.parcel")

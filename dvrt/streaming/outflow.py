@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dvrt.cuda.fences import Fence
 from dvrt.kv.plan import Copy, Tokens, Worker, of_source, peers_of_source, plan
 from dvrt.streaming.cache import Cache
-from dvrt.streaming.contiguous import deadline, finish, first_error
+from dvrt.streaming.contiguous import all_through, deadline, finish
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.link import Link
 from dvrt.streaming.messages import Grouping
@@ -33,7 +33,7 @@ class Outflow:
         me: Worker,
         caches: Sequence[Cache],
         mode: Mode,
-        streams: Mapping[Worker, OutStream],
+        streams: dict[Worker, OutStream],
     ) -> None:
         self._kit, self._name, self._mode = kit, name, mode
         self._setups, self._me, self._caches = setups, me, caches
@@ -53,8 +53,10 @@ class Outflow:
 
         With a gate, each layer leaves when the gate opens for it (all after the last one in the
         modes that stream after the compute). ``setups`` where requests changed their rows since.
-        Entries of the log never change, so the caches may be used meanwhile. Cancelled or failed,
-        ``cancel`` must follow. Raises Corrupted, PeerLost, TransferTimeout.
+        Entries of the log never change, so the caches may be used meanwhile. Steps are numbered
+        upwards; what goes to other peers is sent to its end before an error of one is raised.
+        Cancelled or failed, ``cancel`` must follow, or ``resume`` and the step once more. Raises
+        Corrupted, PeerLost, TransferTimeout.
         """
         now = setups or self._setups
         copies = of_source(plan(now.source, now.target, tokens), self._me)
@@ -62,10 +64,11 @@ class Outflow:
             if gate is not None and self._mode in (Mode.NAIVE, Mode.BUFFERED):
                 after = [*after, *await gate.wait(now.source.layers[self._me.stage].stop - 1)]
                 gate = None
-            with first_error():
-                async with asyncio.TaskGroup() as group:
-                    for peer, found in copies.items():
-                        group.create_task(self._ship_to(peer, step, found, gate, after))
+            await all_through(
+                self._ship_to(peer, step, found, gate, after)
+                for peer, found in copies.items()
+                if self._streams[peer].proved < step
+            )
 
     async def _ship_to(
         self,
@@ -134,9 +137,40 @@ class Outflow:
     def _record(self, kind: str, step: int, item: Item) -> None:
         self._kit.record(kind, self._name, step, index=item.index, layer=item.last_layer)
 
+    @property
+    def lost(self) -> tuple[Worker, ...]:
+        """The peers whose stream has ended."""
+        return tuple(peer for peer, stream in self._streams.items() if stream.is_broken)
+
+    async def resume(self, links: Mapping[Worker, Link], *, deadline_s: float | None) -> None:
+        """Offer the streams to these peers again, on new links; they go on where they were proved.
+
+        Returns when the peers, which must ``resume`` too, have accepted; nothing of the former
+        streams reads the caches then. Ship the step that failed once more: peers that have it
+        already are sent nothing. Raises PeerLost, TransferTimeout.
+        """
+        async with deadline(deadline_s, f"resuming stream {self._name}"):
+            for peer, link in links.items():
+                former = self._streams[peer]
+                await former.cancel("the stream goes on in a new incarnation")
+                name, epoch = former.key
+                self._streams[peer] = await open_out(
+                    link,
+                    name,
+                    epoch=epoch,
+                    grouping=former.offer.grouping,
+                    max_parcel_bytes=former.offer.max_parcel_bytes,
+                    deadline_s=None,
+                )
+
     async def cancel(self, reason: str = "cancelled") -> None:
         """End every stream; returns when nothing reads the caches any more."""
         await asyncio.gather(*(stream.cancel(reason) for stream in self._streams.values()))
+
+    async def cancel_unproved(self, step: int, reason: str) -> None:
+        """End the streams to the peers that have not proved ``step``, as ``cancel`` does."""
+        unproved = [stream for stream in self._streams.values() if stream.proved < step]
+        await asyncio.gather(*(stream.cancel(reason) for stream in unproved))
 
     def close(self) -> None:
         """Everything shipped was proved and nothing follows."""

@@ -10,7 +10,7 @@ from dvrt.buffers import Region
 from dvrt.cuda.pinned import size_class
 from dvrt.errors import Corrupted, DvrtError, PeerLost
 from dvrt.kv.digest import Tally, digest_of
-from dvrt.streaming.contiguous import deadline
+from dvrt.streaming.contiguous import deadline, to_its_end
 from dvrt.streaming.messages import Commit, Grant, Grouping, Offer, Over, Parcel, Stored
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class OutStream:
     ) -> None:
         self.key = (name, epoch)
         self.generation = 0
+        self.proved = -1
         self.offer = Offer(
             stream=name, epoch=epoch, grouping=grouping, max_parcel_bytes=max_parcel_bytes
         )
@@ -155,6 +156,10 @@ class OutStream:
         )
         return future
 
+    @property
+    def is_broken(self) -> bool:
+        return self._error is not None
+
     def ensure_usable(self) -> None:
         if self._error is not None:
             raise self._error
@@ -163,10 +168,12 @@ class OutStream:
     def told(self, message: Grant | Stored) -> None:
         if isinstance(message, Grant):
             self.generation = message.generation
+            self.proved = max(self.proved, message.proved)
             if not self._granted.done():
                 self._granted.set_result(None)
         elif message.generation == self.generation and message.step in self._stored:
             future = self._stored.pop(message.step)
+            self.proved = max(self.proved, message.step)
             if not future.done():
                 future.set_result(None)
 
@@ -192,7 +199,8 @@ class OutStream:
         """End the stream; returns when nothing reads the memory of its parcels.
 
         A parcel that is on the wire is finished; where that takes longer than ``grace_s``, the
-        link is aborted, and with it every stream on it.
+        link is aborted, and with it every stream on it. Cancelling this call changes nothing of
+        that.
         """
         if self._is_over:
             return
@@ -200,13 +208,17 @@ class OutStream:
         self._link.forget(self)
         self._link.withdraw(self)
         self.fail(PeerLost(f"stream {self.key[0]} was cancelled here"))
+        await to_its_end(self._settle(grace_s))
+        self._say_over(reason)
+
+    async def _settle(self, grace_s: float) -> None:
+        """Wait until nothing reads."""
         sending = self._link.sending_of(self)
         if sending is not None:
             await asyncio.wait([sending], timeout=grace_s)
             if not sending.done():
-                self._link.abort()
+                self._link.abort(PeerLost("a parcel was under way for too long"))
                 await self._link.wait_over()
-        self._say_over(reason)
 
     def close(self) -> None:
         """The stream is complete; call it when the last commit was confirmed."""

@@ -23,7 +23,7 @@ from dvrt.streaming.parcels import Packing, is_direct, packing, pieces
 async def scatter(
     kit: Kit,
     cache: Cache,
-    box: Box,
+    box: Box | Packing,
     target: Place,
     *,
     deadline_s: float | None,
@@ -31,11 +31,11 @@ async def scatter(
     tag: str = "",
     after: Sequence[Fence] = (),
 ) -> None:
-    """Move a box out; returns when the cache may be overwritten.
+    """Move a box, or what a ``Batch`` has at some spots, out; then the cache may be overwritten.
 
     ``wire`` is the receiver's layout. Errors and cancellation as in ``flush``.
     """
-    found = packing(cache.layout, box, cache.table, wire or cache.layout)
+    found = _found(cache, box, wire)
     async with deadline(deadline_s, "a scatter"):
         if isinstance(target, Region):
             await _pack(kit, cache, found, target, after)
@@ -53,7 +53,7 @@ async def scatter(
 async def gather(
     kit: Kit,
     cache: Cache,
-    box: Box,
+    box: Box | Packing,
     source: Place,
     *,
     deadline_s: float | None,
@@ -61,11 +61,11 @@ async def gather(
     tag: str = "",
     after: Sequence[Fence] = (),
 ) -> None:
-    """Fill a box; returns when the bytes are there and their digest is right.
+    """Fill a box, or the spots of a ``Batch``; then the bytes are there and their digest is right.
 
     ``wire`` is the layout in whose order the bytes come. Errors and cancellation as in ``fetch``.
     """
-    found = packing(cache.layout, box, cache.table, wire or cache.layout)
+    found = _found(cache, box, wire)
     async with deadline(deadline_s, "a gather"):
         if isinstance(source, Region):
             await _unpack(kit, cache, found, source, after)
@@ -73,6 +73,12 @@ async def gather(
         with await kit.landing.lease(found.nbytes) as staging:
             await receive(kit, source, tag, staging.region)
             await _unpack(kit, cache, found, staging.region, after)
+
+
+def _found(cache: Cache, box: Box | Packing, wire: Layout | None) -> Packing:
+    if isinstance(box, Packing):
+        return box
+    return packing(cache.layout, box, cache.table, wire or cache.layout)
 
 
 async def _pack(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dvrt.buffers import Region
+from dvrt.cuda.pinned import Staging
 from dvrt.errors import DvrtError, PeerLost
 from dvrt.kv.layout import Layout
 from dvrt.kv.plan import Side, Worker
@@ -132,7 +133,7 @@ async def cancel_many(sender, receiver, n, seed):
 @pytest.mark.parametrize("scheme", ["local", "tcp", "shm"])
 async def test_no_late_write_lands_in_memory_that_is_used_again(tools, scheme):
     async with ends(tools, scheme) as (sender, receiver):
-        assert await cancel_many(sender, receiver, 1000 if scheme == "local" else 300, seed=1) == 0
+        assert await cancel_many(sender, receiver, 1000, seed=1) == 0
         await asyncio.gather(send(*sender, "last"), receive(*receiver, "last"))
         assert bytes(receiver[2].region.view()[:4]) == b"\x11" * 4
 
@@ -150,6 +151,49 @@ async def test_the_same_finds_late_writes_where_cancelling_does_not_wait(tools, 
     monkeypatch.setattr(InStream, "cancel", hasty)
     async with ends(tools, "local") as (sender, receiver):
         assert await cancel_many(sender, receiver, 100, seed=1) > 0
+
+
+async def writes_into_leased_staging(tools, rounds):
+    """Abort links while staging is being written, lease staging at once; how often it changed."""
+    layout = Layout.paper(layers=2, rows=1, heads=1, tokens=1024, dim=32, item_bytes=4)
+    late = 0
+    async with tools.kits() as (here, there), tools.channels("local", rounds) as pairs:
+        source, target = (
+            Cache(region=kit.device.alloc(layout.nbytes), layout=layout) for kit in (here, there)
+        )
+        for number, (a, b) in enumerate(pairs):
+            slow = SlowChannel(b)
+            one, other = await asyncio.gather(
+                open_link(a, here, tools.SETUP, deadline_s=5),
+                open_link(slow, there, tools.SETUP, deadline_s=5),
+            )
+            sending = asyncio.create_task(send(here, one, source, "kv"))
+            receiving = asyncio.create_task(receive(there, other, target, "kv"))
+            while not slow.writing:
+                await asyncio.sleep(0)
+            other.abort()
+            for _ in range(3 + number % 4):
+                await asyncio.sleep(0)
+            with there.landing.lease_nowait(256 << 10) as mine:
+                memory = np.frombuffer(mine.region.view(), np.uint8)
+                memory[:] = 0xAB
+                await slow.quiet()
+                late += int((memory != 0xAB).any())
+                await asyncio.gather(one.wait_over(), other.wait_over())
+            await asyncio.wait([sending, receiving])
+            assert isinstance(receiving.exception(), DvrtError)
+    return late
+
+
+async def test_staging_that_is_being_written_is_leased_to_nobody(tools):
+    assert await writes_into_leased_staging(tools, 20) == 0
+
+
+async def test_the_same_finds_late_writes_without_quarantine(tools, monkeypatch):
+    """The test above can fail: staging that is given back at once is written by two."""
+    monkeypatch.setattr(Staging, "quarantine", Staging.release)
+    monkeypatch.setattr(Staging, "settle", lambda staging: None)
+    assert await writes_into_leased_staging(tools, 20) > 0
 
 
 async def test_a_cancelled_sender_reads_its_memory_no_more(tools):

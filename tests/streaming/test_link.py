@@ -297,3 +297,21 @@ async def test_closing_sends_what_was_submitted(tools):
         assert all(one.exception() is None for one in sent)
         with pytest.raises(PeerLost):
             await peer.hear()
+
+
+@pytest.mark.parametrize("how", ["closed", "aborted"])
+async def test_a_link_that_nobody_wants_any_more_ends_at_once(tools, how):
+    """Before its task took its first step, too."""
+    async with tools.kits() as (here, there), tools.channels("tcp") as [(a, b)]:
+        one, other = await asyncio.gather(
+            open_link(a, here, tools.SETUP, deadline_s=5),
+            open_link(b, there, tools.SETUP, deadline_s=5),
+        )
+        for link in (one, other):
+            if how == "aborted":
+                link.abort()
+                await asyncio.wait_for(link.wait_over(), 5)
+            else:
+                await asyncio.wait_for(link.aclose(), 5)
+            with pytest.raises(PeerLost):
+                link.ensure_open()

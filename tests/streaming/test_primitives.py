@@ -13,7 +13,7 @@ from dvrt.errors import ChannelClosed, Corrupted, TransferTimeout
 from dvrt.kv.layout import Layout, Part
 from dvrt.kv.regions import Box
 from dvrt.kv.spans import Span
-from dvrt.streaming import Cache, fetch, flush, gather, scatter
+from dvrt.streaming import Batch, Cache, Spot, fetch, flush, gather, scatter
 
 SCHEMES = pytest.mark.parametrize("scheme", ["local", "tcp", "shm"])
 SIZES = {"layers": 3, "rows": 3, "heads": 2, "tokens": 16, "dim": 8, "item_bytes": 2}
@@ -183,6 +183,52 @@ async def test_pages_are_gathered_by_their_table(tools):
         await scatter(kit, pool, BOX, packed, deadline_s=5)
         await gather(kit, again, BOX, packed, deadline_s=5, wire=paged)
         assert np.array_equal(elements(again, BOX), elements(flat, BOX))
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+async def test_a_batch_is_prepared_once_and_indexed_many_times(tools, data):
+    """Rows at different positions move as one; each end has its own layout, rows and positions."""
+    paged = Layout.paged(**SIZES, block_tokens=4, pages=20)
+    table = [[3, 19, 0, 7], [1, 2, 4, 5], [18, 6, 17, 8]]
+    names = data.draw(st.tuples(*[st.sampled_from([*sorted(LAYOUTS), "paged"])] * 2))
+    n_tokens = data.draw(st.sampled_from([1, 1, 3]))
+    spot = st.builds(Spot, st.integers(0, 2), st.integers(0, SIZES["tokens"] - n_tokens))
+    layers, heads = Span.of(1, 3), Span.of(0, 2)
+    async with tools.kits() as (here, there), tools.channels("local") as [(a, b)]:
+        ends = []
+        for kit, name, seed in ((here, names[0], 1), (there, names[1], None)):
+            cache = filled(kit.device, LAYOUTS.get(name, paged), seed)
+            ends.append(dataclasses.replace(cache, table=table if name == "paged" else None))
+        source, target = ends
+        wire = LAYOUTS["token_major"]
+        ours, theirs = (
+            Batch(cache, wire=wire, layers=layers, heads=heads, n_tokens=n_tokens) for cache in ends
+        )
+        for _ in range(3):
+            n = data.draw(st.integers(1, 3))
+            rows = data.draw(st.permutations(range(3)))[:n]
+            out = data.draw(st.lists(spot, min_size=n, max_size=n))
+            into = [Spot(row, data.draw(spot).token) for row in rows]
+            await asyncio.gather(
+                scatter(here, source, ours.at(out), a, deadline_s=10),
+                gather(there, target, theirs.at(into), b, deadline_s=10),
+            )
+            for sent, got in zip(out, into, strict=True):
+                expected = await piece(here, source, sent, n_tokens)
+                assert await piece(there, target, got, n_tokens) == expected
+                assert any(expected)
+        with pytest.raises(ValueError, match="of a layout|outside|tokens"):
+            ours.at([Spot(0, SIZES["tokens"])])
+
+
+async def piece(kit, cache, spot, n_tokens):
+    """What lies at a spot, by way of a box."""
+    tokens = Span.of(spot.token, spot.token + n_tokens)
+    box = Box(layers=Span.of(1, 3), rows=(spot.row,), heads=Span.of(0, 2), tokens=tokens)
+    packed = kit.device.alloc_host(box.nbytes(cache.layout))
+    await scatter(kit, cache, box, packed, deadline_s=5, wire=LAYOUTS["token_major"])
+    return bytes(packed.view())
 
 
 async def test_long_runs_travel_without_staging(tools):

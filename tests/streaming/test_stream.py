@@ -449,3 +449,30 @@ async def test_in_virtual_time_a_layer_travels_behind_the_next_to_the_digit(tool
     for kit, device in ((here, sender), (there, receiver)):
         await kit.aclose()
         await device.aclose()
+
+
+async def test_a_receiver_whose_second_link_is_over_expects_nothing_of_the_first(tools):
+    """What its peer would send has nobody to take it: it is told at once, and keeps no staging."""
+    source = Side(
+        layers=split_evenly(4, 2), heads=(Span.of(0, 2),), batches=uniform_batches(range(2), 2)
+    )
+    target = tools.one_sided(requests=range(2))
+    made = cluster(tools, source, target, ("LCBHTD", "LCBTHD"), tokens=8)
+    async with made as (here, there, links, caches):
+        first, second = source.workers
+        caught = caches["target", tools.ONE]
+        setups = Setups(source=source, target=target, wire=caught[0].layout)
+        links["target"][tools.ONE][second].abort()
+        await links["target"][tools.ONE][second].wait_over()
+        sending = asyncio.create_task(
+            stream_out(
+                *(here, "kv", setups, first, caches["source", first]),
+                *(links["source"][first], Span.of(0, 8)),
+                deadline_s=5,
+            )
+        )
+        await asyncio.sleep(0.01)
+        with pytest.raises(PeerLost):
+            open_inflow(there, "kv", setups, tools.ONE, caught, links["target"][tools.ONE])
+        with pytest.raises(PeerLost, match="is over"):
+            await sending

@@ -74,7 +74,9 @@ def running_peer(address: str, behaviour: str) -> Iterator[Peer]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
-            yield Peer(process, process.stdout.readline().strip())
+            address = process.stdout.readline().strip()
+            assert address, f"the peer ended with {process.wait(10)} before it listened"
+            yield Peer(process, address)
         finally:
             process.kill()
 
