@@ -45,6 +45,9 @@ class GuardedIncoming(Incoming):
 class GuardedChannel(Channel):
     """A channel whose subclass only moves bytes."""
 
+    moves_cuda: bool = False
+    """Whether the subclass takes regions of CUDA memory."""
+
     def __init__(self, peer: str) -> None:
         self.peer = peer
         self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
@@ -78,7 +81,7 @@ class GuardedChannel(Channel):
     async def send(self, header: bytes, *regions: Region, deadline_s: float | None = None) -> None:
         with self._sending:
             ensure_usable(closed=self._closed, broken=self._broken)
-            size = check_message(header, regions)
+            size = check_message(header, regions, moves_cuda=self.moves_cuda)
             try:
                 await self._send(header, regions, until(deadline_s))
             except BaseException as error:
@@ -113,7 +116,7 @@ class GuardedChannel(Channel):
         self, incoming: GuardedIncoming, regions: tuple[Region, ...], deadline_s: float | None
     ) -> None:
         """What ``incoming.into`` does."""
-        check_targets(incoming.sizes, regions)
+        check_targets(incoming.sizes, regions, moves_cuda=self.moves_cuda)
         with self._taking(incoming):
             if regions:
                 await self._fill(regions, until(deadline_s))
@@ -197,8 +200,8 @@ class GuardedChannel(Channel):
         return f"<{type(self).__name__} to {self.peer} {state}>"
 
 
-def check_message(header: bytes, regions: tuple[Region, ...]) -> int:
-    """The message's size. Raises ValueError beyond the limits and TypeError for CUDA memory."""
+def check_message(header: bytes, regions: tuple[Region, ...], *, moves_cuda: bool = False) -> int:
+    """The message's size. Raises ValueError beyond the limits, TypeError for unfit memory."""
     size = sum([region.nbytes for region in regions])
     if len(header) > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {len(header)} bytes; limit {MAX_HEADER_BYTES}")
@@ -206,18 +209,20 @@ def check_message(header: bytes, regions: tuple[Region, ...]) -> int:
         raise ValueError(f"{len(regions)} regions in one message; limit {MAX_REGIONS}")
     if size > MAX_REGION_BYTES:
         raise ValueError(f"regions of {size} bytes; limit {MAX_REGION_BYTES}")
-    if MemoryKind.CUDA in [region.kind for region in regions]:
+    if not moves_cuda and MemoryKind.CUDA in [region.kind for region in regions]:
         raise TypeError("this transport moves host memory; copy the region to staging first")
     return size + len(header)
 
 
-def check_targets(sizes: tuple[int, ...], regions: tuple[Region, ...]) -> None:
+def check_targets(
+    sizes: tuple[int, ...], regions: tuple[Region, ...], *, moves_cuda: bool = False
+) -> None:
     """Raise ValueError unless the regions have these sizes, TypeError if one cannot be written."""
     given = tuple([region.nbytes for region in regions])
     if given != sizes:
         raise ValueError(f"regions of {_brief(given)} bytes for a message of {_brief(sizes)}")
     for region in regions:
-        if region.kind is MemoryKind.CUDA:
+        if region.kind is MemoryKind.CUDA and not moves_cuda:
             raise TypeError("this transport moves host memory; receive into staging first")
         if region.nbytes and isinstance(region.owner, memoryview) and region.owner.readonly:
             raise TypeError("a region of read-only memory cannot be received into")

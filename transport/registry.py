@@ -12,6 +12,7 @@ _FACTORIES = {
     "local": ("dvrt.transport.local", "LocalTransport"),
     "tcp": ("dvrt.transport.tcp", "TcpTransport"),
     "shm": ("dvrt.transport.shm", "ShmTransport"),
+    "ucx": ("dvrt.transport.ucx", "UcxTransport"),
     "file": ("dvrt.transport.file", "FileTransport"),
     "auto": ("dvrt.transport.auto", "AutoTransport"),
 }

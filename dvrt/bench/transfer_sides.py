@@ -99,13 +99,13 @@ class ChannelSide:
     async def _stream(self, case: Case, count: int) -> float:
         window = asyncio.Semaphore(IN_FLIGHT)
         began = time.monotonic_ns()
-        sending = asyncio.create_task(self._send(case, count, window))
         ended = began
-        for _ in range(count):
-            answer = await self._channel.receive(deadline_s=DEADLINE_S)
-            ended, _ = REPLY.unpack(answer.header)
-            window.release()
-        await sending
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._send(case, count, window))
+            for _ in range(count):
+                answer = await self._channel.receive(deadline_s=DEADLINE_S)
+                ended, _ = REPLY.unpack(answer.header)
+                window.release()
         return (ended - began) / 1e9
 
     async def _send(self, case: Case, count: int, window: asyncio.Semaphore) -> None:

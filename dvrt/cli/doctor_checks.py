@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,9 @@ WANTED_FILES = 4096
 WANTED_SHM_BYTES = 1 << 30
 WANTED_LOCK_BYTES = 1 << 30
 _RUN_S = 20.0
-_BRING_RDMA = "apt install libucx0 ucx-utils && export RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY=true"
+_UCX_VERSION = (1, 19)
+"""The oldest that ucxx works with."""
+_BRING_RDMA = "conda install -c conda-forge ucx rdma-core ucxx"
 _LOAD_UCX = """
 import ctypes
 try:
@@ -46,9 +47,18 @@ except ImportError:
 ucp = ctypes.CDLL("libucp.so.0")
 ucp.ucp_get_version_string.restype = ctypes.c_char_p
 found = [line.split()[-1] for line in open("/proc/self/maps") if "libucp" in line]
-print(ucp.ucp_get_version_string().decode(), found[0])
+print(ucp.ucp_get_version_string().decode(), found[0], flush=True)
+config, context = ctypes.c_void_p(), ctypes.c_void_p()
+parameters = (ctypes.c_uint64 * 32)(1, 1)  # of all fields only the features: tagged messages
+ucp.ucp_config_read(None, None, ctypes.byref(config))
+if ucp.ucp_init_version(1, 10, parameters, config, ctypes.byref(context)) == 0:
+    libc = ctypes.CDLL(None)
+    libc.fdopen.restype = ctypes.c_void_p
+    out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+    ucp.ucp_context_print_info(context, out)
+    libc.fflush(out)
 """
-"""For a process of its own: loads what ucxx would, and says version and place."""
+"""For a process of its own: loads what ucxx would, and says version, place and resources."""
 
 
 class State(Enum):
@@ -103,21 +113,17 @@ def _version(name: str) -> str | None:
 
 
 def ucx() -> Iterator[Finding]:
-    """The UCX that ucxx would load, and its transports."""
-    version, _, library = _output(sys.executable, "-c", _LOAD_UCX).strip().partition(" ")
+    """The UCX that ucxx would load, and the transports that it finds devices for."""
+    told = _output(sys.executable, "-c", _LOAD_UCX)
+    version, _, library = told.partition("\n")[0].partition(" ")
     if not library:
         value = "none can be loaded; tcp and shm are used"
         yield _finding("UCX", not _has_ucx(), value, _BRING_UCX, State.MISSING)
         return
-    yield Finding(name="UCX", state=State.OK, value=f"{version} from {library}")
-    beside = Path(library).parents[1] / "bin" / "ucx_info"
-    program = str(beside) if beside.exists() else shutil.which("ucx_info")
-    if program is None:
-        value = "not known without ucx_info"
-        remedy = "apt install ucx-utils"
-        yield _finding("UCX transports", not _has_ucx(), value, remedy, State.MISSING)
-        return
-    transports = sorted(set(re.findall(r"Transport:\s*(\S+)", _output(program, "-d"))))
+    is_new = tuple(int(part) for part in version.split(".")[:2]) >= _UCX_VERSION
+    value = f"{version} from {library}" + ("" if is_new else "; ucxx wants a newer one")
+    yield _finding("UCX", is_new or not _has_ucx(), value, _BRING_UCX, State.MISSING)
+    transports = sorted(set(re.findall(r"resource\s+\d+\s*:.*\s(\S+)/\S+\s*$", told, re.MULTILINE)))
     has_rdma = any(name.startswith(("rc", "dc", "ud")) for name in transports)
     value = (", ".join(transports) or "none") + ("" if has_rdma else "; no RDMA")
     is_fine = has_rdma or not _has_ucx()

@@ -71,20 +71,31 @@ def test_a_broken_install_fails(capsys, monkeypatch: pytest.MonkeyPatch) -> None
     assert run(capsys)[0] == 1
 
 
+def tell(monkeypatch: pytest.MonkeyPatch, version: str, *resources: str) -> None:
+    """A UCX that says so of itself."""
+    lines = [f"{version} /lib/libucp.so.0", "#", "#            md 0  :  component 0  self "]
+    lines += [
+        f"#      resource {i}  :  md {i}  dev 0  flags -- {name}"
+        for i, name in enumerate(resources)
+    ]
+    monkeypatch.setattr(doctor_checks, "_LOAD_UCX", f"print({chr(10).join(lines)!r})")
+
+
 @pytest.mark.usefixtures("with_ucx")
-def test_ucx_of_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "lib").mkdir()
-    program = tmp_path / "bin" / "ucx_info"
-    program.parent.mkdir()
-    told = ("tcp", "posix", "tcp")
-    program.write_text("#!/bin/sh\n" + "".join(f"echo '#  Transport: {name}'\n" for name in told))
-    program.chmod(0o755)
-    library = tmp_path / "lib" / "libucp.so.0"
-    monkeypatch.setattr(doctor_checks, "_LOAD_UCX", f"print('1.21.0 {library}')")
+def test_ucx_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, "1.21.0", "tcp/eth0", "tcp/lo", "posix/memory")
     which, transports = doctor_checks.ucx()
-    assert (which.state, which.value) == (State.OK, f"1.21.0 from {library}")
+    assert (which.state, which.value) == (State.OK, "1.21.0 from /lib/libucp.so.0")
     assert (transports.state, transports.value) == (State.MISSING, "posix, tcp; no RDMA")
-    assert "apt install" in transports.remedy
+    assert "conda install" in transports.remedy
+
+
+@pytest.mark.usefixtures("with_ucx")
+def test_ucx_with_rdma_and_an_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, "1.13.1", "rc_mlx5/mlx5_0:1", "tcp/lo")
+    which, transports = doctor_checks.ucx()
+    assert (which.state, which.remedy) == (State.MISSING, "pip install 'dvrt[ucx]'")
+    assert (transports.state, transports.value) == (State.OK, "rc_mlx5, tcp")
 
 
 @pytest.mark.usefixtures("with_ucx")

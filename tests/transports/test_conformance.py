@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
+from dvrt.buffers import Region
 from dvrt.transport import Transport, get_transport
 from dvrt.transport.conformance import (
     CHANNEL_CHECKS,
@@ -26,15 +28,32 @@ TRANSPORTS: dict[str, tuple[Callable[[], Transport], str]] = {
     "tcp": (lambda: get_transport("tcp"), "tcp://127.0.0.1:0"),
     "tcp6": (lambda: get_transport("tcp"), "tcp://[::1]:0"),
     "shm": (lambda: ShmTransport(arena_bytes=16 << 20), "shm://"),
+    "ucx": (lambda: get_transport("ucx"), "ucx://127.0.0.1:0"),
     "faulty-local": (lambda: FaultyTransport(get_transport("local")), "local://"),
     "faulty-tcp": (lambda: FaultyTransport(get_transport("tcp")), "tcp://127.0.0.1:0"),
 }
 
 
-@pytest.fixture(params=TRANSPORTS)
+PARAMETERS = [
+    pytest.param(name, marks=pytest.mark.ucx) if name == "ucx" else name for name in TRANSPORTS
+]
+
+
+@pytest.fixture(params=PARAMETERS)
 def transport_at(request: pytest.FixtureRequest) -> tuple[Transport, str]:
     make, address = TRANSPORTS[request.param]
     return make(), address
+
+
+async def warm_up(transport: Transport, address: str) -> None:
+    """What UCX opens for its loop stays as long as the loop: before a check counts files."""
+    if transport.scheme == "ucx":
+        async with open_pair(transport, address) as (a, b):
+            for _ in range(2):
+                a, b = b, a
+                sending = asyncio.create_task(a.send(b"", Region.of(bytes(1 << 20))))
+                await (await b.receive()).take()
+                await sending
 
 
 @pytest.mark.parametrize(
@@ -43,6 +62,7 @@ def transport_at(request: pytest.FixtureRequest) -> tuple[Transport, str]:
 async def test_channel(
     check: ChannelCheck, transport_at: tuple[Transport, str], loop_kind: str
 ) -> None:
+    await warm_up(*transport_at)
     await run_channel_check(check, partial(open_pair, *transport_at))
 
 
@@ -50,4 +70,5 @@ async def test_channel(
 async def test_listener(
     check: ListenerCheck, transport_at: tuple[Transport, str], loop_kind: str
 ) -> None:
+    await warm_up(*transport_at)
     await run_listener_check(check, *transport_at)
