@@ -2,7 +2,8 @@
 
 Four stages in four processes, a null device each: the share of the time that the devices are
 occupied, by their own clocks, and the time of a hop between stages. Once with as many microbatches
-as stages, where every hop shows, and once with one more, as is the default.
+as stages, where every hop shows, and once with one more, as is the default. The planner's tokens a
+second, which knows of no hops, stand beside the measured ones.
 """
 
 from __future__ import annotations
@@ -10,14 +11,25 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dvrt
 from dvrt.bench.common import Measured, spread
+from dvrt.planner.predict import Deployment, fixed_times, predict, prediction_error
 
 N_STAGES = 4
 STEP_MS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Busy fraction, microseconds a hop, and tokens a second of one window."""
+
+    busy: float
+    hop_us: float
+    tokens_per_s: float
 
 
 def measure(*, quick: bool) -> Measured:
@@ -37,9 +49,11 @@ async def _measure(*, windows: int, n_tokens: int) -> Measured:
     results: dict[str, Any] = {
         "step_ms": STEP_MS,
         "stages": N_STAGES,
-        "busy_fraction": spread(busy for busy, _ in tight),
-        "busy_fraction_one_microbatch_more": spread(busy for busy, _ in usual),
-        "hop_us": spread(hop for _, hop in tight),
+        "busy_fraction": spread(each.busy for each in tight),
+        "busy_fraction_one_microbatch_more": spread(each.busy for each in usual),
+        "hop_us": spread(each.hop_us for each in tight),
+        "as_many_microbatches": _beside(tight, N_STAGES, n_tokens),
+        "one_microbatch_more": _beside(usual, N_STAGES + 1, n_tokens),
     }
     return Measured(
         results=results,
@@ -47,13 +61,27 @@ async def _measure(*, windows: int, n_tokens: int) -> Measured:
             "busy_fraction": results["busy_fraction"]["median"],
             "hop_us": results["hop_us"]["median"],
         },
-        notes=["hop_us: (time of a round - time on the devices) / (stages + 1) hops"],
+        notes=[
+            "hop_us: (time of a round - time on the devices) / (stages + 1) hops",
+            "prediction_error: predicted over measured tokens a second, less one",
+        ],
     )
 
 
-async def _windows(
-    model: Path, microbatches: int, windows: int, n_tokens: int
-) -> list[tuple[float, float]]:
+def _beside(windows: list[Window], microbatches: int, n_tokens: int) -> dict[str, Any]:
+    """The planner's tokens a second beside the measured ones."""
+    shape = Deployment(stages=N_STAGES, microbatches=microbatches, batch_size=1)
+    predicted = predict(fixed_times(STEP_MS / 1000), shape, prompt=1, output=n_tokens)
+    measured = spread(each.tokens_per_s for each in windows)
+    return {
+        "tokens_per_s": measured,
+        "predicted_tokens_per_s": predicted.tokens_per_s,
+        "predicted_busy_fraction": predicted.busy_share,
+        "prediction_error": prediction_error(predicted.tokens_per_s, measured["median"]),
+    }
+
+
+async def _windows(model: Path, microbatches: int, windows: int, n_tokens: int) -> list[Window]:
     launch = dvrt.launch(
         model,
         stages=N_STAGES,
@@ -66,8 +94,8 @@ async def _windows(
         return [await _window(engine, microbatches, n_tokens) for _ in range(windows)]
 
 
-async def _window(engine: dvrt.Engine, microbatches: int, n_tokens: int) -> tuple[float, float]:
-    """Busy fraction and microseconds a hop while every microbatch generates."""
+async def _window(engine: dvrt.Engine, microbatches: int, n_tokens: int) -> Window:
+    """What one window saw while every microbatch generates."""
     wish = {"max_tokens": n_tokens, "temperature": 0.0, "ignore_eos": True}
     running = [asyncio.create_task(_consume(engine, i, wish)) for i in range(microbatches)]
     await asyncio.sleep(0.2)
@@ -80,7 +108,9 @@ async def _window(engine: dvrt.Engine, microbatches: int, n_tokens: int) -> tupl
     rounds = steps / N_STAGES / microbatches
     on_devices_s = sum(busy_s) / N_STAGES
     hop_us = (seconds - on_devices_s) / rounds / (N_STAGES + 1) * 1e6
-    return on_devices_s / seconds, hop_us
+    return Window(
+        busy=on_devices_s / seconds, hop_us=hop_us, tokens_per_s=steps / N_STAGES / seconds
+    )
 
 
 async def _consume(engine: dvrt.Engine, i: int, wish: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """``bench serve``: requests of mixed lengths through dvrt and through transformers' generate.
 
 Both sides have the same threads. generate gets its requests in padded batches in the order in which
-they come, each batch running until its longest output; or one by one.
+they come, each batch running until its longest output; or one by one. The planner's tokens a second
+from step times of the same minute stand beside dvrt's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ from typing import Any
 
 import dvrt
 from dvrt.bench.common import Measured, spread
+from dvrt.bench.profile_steps import StepFits, StepGrid, fit_samples, measure_steps
+from dvrt.models.check import inspect_checkpoint
+from dvrt.models.spec import EXTENT_TOKENS, StageSpec
+from dvrt.planner.predict import Deployment, predict_burst, prediction_error
 
 HF_BATCH = 16
+MAX_CONTEXT = 256
+PROFILE_ROUNDS = 3
 STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
 
 
@@ -120,7 +127,9 @@ class Served:
 
 @asynccontextmanager
 async def serving(directory: Path, **options: Any) -> AsyncIterator[Served]:
-    async with dvrt.launch(directory, max_context=256, batch_size=HF_BATCH, **options) as engine:
+    async with dvrt.launch(
+        directory, max_context=MAX_CONTEXT, batch_size=HF_BATCH, **options
+    ) as engine:
         yield Served(engine)
 
 
@@ -189,19 +198,73 @@ async def _compare(
             "one_stage_fast": lambda: fast.run(wishes),
         }
         runs: dict[str, list[Run]] = {name: [] for name in passes}
+        predicted: dict[str, list[float]] = {}
         for _ in range(repeats):
             for name, one_pass in passes.items():
                 runs[name].append(await one_pass())
+            for name, rate in (await asyncio.to_thread(_predict, directory, wishes)).items():
+                predicted.setdefault(name, []).append(rate)
         if with_single:  # slow, and eight requests are enough for tokens a second
             some = wishes[:8]
             runs["hf_single_1_thread"] = [
                 await asyncio.to_thread(generate.run, some, batch=1, threads=1)
             ]
-    return {name: _summary(each) for name, each in runs.items()}
+    return {name: _summary(each, predicted.get(name, [])) for name, each in runs.items()}
 
 
-def _summary(runs: list[Run]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"tokens_per_s": spread(run.tokens_per_s for run in runs)}
+def _predict(directory: Path, wishes: list[Wish]) -> dict[str, float]:
+    """The planner's tokens a second for dvrt's sides, from step times measured now."""
+    n_tokens = sum(wish.n_tokens for wish in wishes)
+    fits = {exact: _measure_fits(directory, exact=exact) for exact in (True, False)}
+    n_layers = inspect_checkpoint(directory).n_layers
+    predicted = {}
+    for name, exact, stages in (
+        ("one_stage", True, 1),
+        ("two_stages", True, 2),
+        ("one_stage_fast", False, 1),
+    ):
+        times = fits[exact].stage_times(-(-n_layers // stages))
+        shape = Deployment(stages=stages, microbatches=stages + 1, batch_size=HF_BATCH)
+        width = EXTENT_TOKENS if exact else 1  # exact mode computes whole chunks
+        lengths = [(-(-len(w.prompt) // width) * width, w.n_tokens) for w in wishes]
+        predicted[name] = n_tokens / predict_burst(times, shape, lengths)
+    return predicted
+
+
+def _measure_fits(directory: Path, *, exact: bool) -> StepFits:
+    """Steps of one stage with all layers, as the sides compute them."""
+    n_layers = inspect_checkpoint(directory).n_layers
+
+    def make_spec(batch: int) -> StageSpec:
+        return StageSpec(
+            directory=str(directory),
+            first=0,
+            stop=n_layers,
+            n_layers=n_layers,
+            dtype="float32",
+            n_microbatches=1,
+            batch_size=batch,
+            max_context=MAX_CONTEXT,
+            exact=exact,
+        )
+
+    grid = StepGrid(
+        batches=(HF_BATCH,),
+        prompt_lengths=(64, 128),
+        contexts=(64, 128, 192),
+        rounds=PROFILE_ROUNDS,
+    )
+    return fit_samples(measure_steps(make_spec, grid))
+
+
+def _summary(runs: list[Run], predicted: list[float]) -> dict[str, Any]:
+    measured = spread(run.tokens_per_s for run in runs)
+    summary: dict[str, Any] = {"tokens_per_s": measured}
+    if predicted:
+        expected = spread(predicted)
+        summary["predicted_tokens_per_s"] = expected
+        error = prediction_error(expected["median"], measured["median"])
+        summary["prediction_error"] = error
     first = [run.first_token_s for run in runs if run.first_token_s is not None]
     if first:
         summary["first_token_s"] = spread(first)
@@ -231,6 +294,7 @@ def _notes(results: dict[str, Any]) -> list[str]:
     notes = ["one thread for each stage, and as many for generate as the stages have together"]
     if len(os.sched_getaffinity(0)) < 2:
         notes.append("only one core: two stages share it")
+    notes.append("prediction_error: predicted over measured tokens a second, less one")
     if len(results) < 3:
         notes.append("quick: fewer requests, the demo model only")
     return notes

@@ -11,6 +11,8 @@ from dvrt.cli.demo import demo
 from dvrt.cli.doctor import doctor
 from dvrt.cli.launch import launch
 from dvrt.cli.plan import plan
+from dvrt.cli.profile import profile
+from dvrt.cli.rebalance import rebalance
 from dvrt.cli.simulate import simulate
 from dvrt.cli.version import version
 from dvrt.cli.worker import worker
@@ -25,7 +27,9 @@ app = typer.Typer(
 )
 app.command()(launch)
 app.command()(worker)
+app.command()(rebalance)
 app.command()(demo)
+app.command()(profile)
 app.command()(plan)
 app.command()(simulate)
 app.command()(doctor)

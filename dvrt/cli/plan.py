@@ -14,20 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from dvrt.cli.parameters import with_options
-from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
-from dvrt.options import make_options, option, options_of, parse_size
+from dvrt.options import make_options, option, parse_size
 from dvrt.planner.equation_report import EquationReport
 from dvrt.planner.explain import equation_report, explain, launch_line
 from dvrt.planner.judge import SLO_KEYS, Candidate, SloTargets
+from dvrt.planner.latency import PERCENTILES
 from dvrt.planner.output import draw_plan, plan_to_json
 from dvrt.planner.plan import OBJECTIVES, Plan, PlanInput, make_plan
 from dvrt.planner.profile import Profile, open_profile
 from dvrt.planner.public import answer, parse_public_input
 from dvrt.planner.split import FAMILIES
 from dvrt.planner.workload import open_workload, parse_numbers
-
-UNPRICED = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,34 +133,34 @@ def _show(made: Plan, model: str | None, console: Console) -> None:
     for line in explain(made):
         console.print(f"- {line}", highlight=False)
     console.print()
-    line = launch_line(made, model)
-    unknown = _unknown_options(line)
-    if unknown:
-        console.print(f"launch does not know {', '.join(unknown)} yet; leave that out of")
-    console.print(line, soft_wrap=True, highlight=False)
+    console.print(launch_line(made, model), soft_wrap=True, highlight=False)
 
 
 def _ranking(made: Plan) -> Table:
-    table = Table(title="Best splits", title_justify="left")
-    table.add_column("split", overflow="fold")
-    for column in ("requests/s", "tokens/s", "$/M tokens", "ttft p50/p95/p99 s"):
+    """Latencies at the percentile that the limits are for; the others are in the JSON."""
+    has_price = made.given.price is not None
+    percentile = made.given.slo.percentile
+    title = f"Best splits; latencies in seconds, percentile {percentile}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("split", overflow="fold", min_width=16)
+    for column in ("requests/s", "tokens/s", *(["$/M tokens"] if has_price else [])):
         table.add_column(column, justify="right")
-    for column in ("time/token p50/p95/p99 s", "normalised p50/p95/p99 s", "memory"):
+    for column in ("ttft", "tpot", "s/token", "memory"):
         table.add_column(column, justify="right")
     for candidate in (made.best, *made.alternatives):
-        table.add_row(*_ranking_row(candidate))
+        table.add_row(*_ranking_row(candidate, PERCENTILES.index(percentile)))
     return table
 
 
-def _ranking_row(candidate: Candidate) -> Iterator[str]:
+def _ranking_row(candidate: Candidate, at: int) -> Iterator[str]:
     cost, latency = candidate.cost, candidate.latency
     yield candidate.split.describe()
     yield f"{cost.requests_per_s:.4g}"
     yield f"{cost.tokens_per_s:.4g}"
-    dollars = cost.dollars_per_million_tokens
-    yield UNPRICED if dollars is None else f"{dollars:.2f}"
+    if cost.dollars_per_million_tokens is not None:
+        yield f"{cost.dollars_per_million_tokens:.2f}"
     for values in (latency.ttft_s, latency.tpot_s, latency.normalized_s):
-        yield "/".join(f"{value:.3g}" if math.isfinite(value) else "never" for value in values)
+        yield f"{values[at]:.3g}" if math.isfinite(values[at]) else "never"
     yield f"{max(need.needed_bytes / need.available_bytes for need in candidate.needs):.0%}"
 
 
@@ -190,9 +188,3 @@ def _equations(report: EquationReport) -> Table:
             "yes" if line.fits else "no",
         )
     return table
-
-
-def _unknown_options(line: str) -> list[str]:
-    """What the launch line asks for that this version's launch cannot do."""
-    known = {f"--{name.replace('_', '-')}" for name in options_of(LaunchOptions)}
-    return [word for word in line.split() if word.startswith("--") and word not in known]

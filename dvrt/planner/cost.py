@@ -119,10 +119,9 @@ class CostModel:
     def _new_stage_times(self, split: Split, prompt_batch: int) -> StageTimes:
         profile, workload = self.profile, self.workload
         prompt_layers = self._layers(split.prompt_stages or split.stages)
-        layer_s = profile.prompt.mean_seconds(
-            prompt_batch, workload.mean_prompt, workload.mean_square_prompt
+        prompt_s = profile.mean_prompt_s(
+            prompt_layers, prompt_batch, workload.mean_prompt, workload.mean_square_prompt
         )
-        prompt_s = prompt_layers * layer_s + profile.head_s(prompt_batch)
         token_layers = self._layers(split.stages)
         token_s = profile.stage_token_s(token_layers, split.batch, workload.mean_context)
         per_token_s = self._swapped_token_s(split, token_layers) if split.swap else token_s
@@ -137,14 +136,16 @@ class CostModel:
         return math.ceil(self.profile.model.layers / stages)
 
     def _swapped_token_s(self, split: Split, layers: int) -> float:
-        """The mean of max(t, transf_i) over the workload's contexts."""
-        contexts = self.workload.contexts
-        steps = zip(contexts, self.transfer_times(split), strict=True)
-        total_s = math.fsum(
-            max(self.profile.stage_token_s(layers, split.batch, context), transfer_s)
-            for context, transfer_s in steps
-        )
-        return total_s / len(contexts)
+        """The mean of max(t, transf_i) over the workload's contexts: t and the mean wait."""
+        profile, batch = self.profile, split.batch
+        waits = [
+            max(0.0, transfer_s - profile.stage_token_s(layers, batch, context))
+            for context, transfer_s in zip(
+                self.workload.contexts, self.transfer_times(split), strict=True
+            )
+        ]
+        token_s = profile.stage_token_s(layers, batch, self.workload.mean_context)
+        return token_s + math.fsum(waits) / len(waits)
 
     def _overhead(self, split: Split, layers: int, prompt_s: float) -> float:
         """The paper's m: streaming by layers costs only what does not hide behind the prompt."""
@@ -184,7 +185,12 @@ class CostModel:
         return prompt_s + times.decode_s * max(1.0, per_step) + torn_s
 
     def _reread_s(self, split: Split) -> float:
-        """Reading earlier chunks' KV: a prompt of P in chunks of c reads about P^2 / 2c again."""
+        """Reading earlier chunks' KV: a prompt of P in chunks of c reads about P^2 / 2c again.
+
+        Nothing where the prompt's times were measured in chunks.
+        """
+        if self.profile.chunk_tokens:
+            return 0.0
         per_entry_s = self.profile.token.coefficients[2]
         workload = self.workload
         again = max(0.0, workload.mean_square_prompt / split.chunk - workload.mean_prompt)
@@ -212,7 +218,7 @@ class CostModel:
         if split.replicas:
             entries = split.stages * split.batch * (workload.mean_prompt + workload.mean_output)
             kv_bytes = entries * layers * profile.model.kv_bytes_per_token
-            lost_s += kv_bytes / profile.machine.network
+            lost_s += kv_bytes / profile.restore
         else:
             lost_s += split.stages * (times.prompt_s + times.decode_s) / 2
         failures_per_s = split.group_machines / (self._mtbf_hours * 3600)

@@ -121,11 +121,10 @@ def report_equations(
 ) -> EquationReport:
     """Equations 1 to 6 at one batch size; ``machines`` is D, at least 1."""
     share = profile.model.layers / machines
-    prompt_s = share * profile.prompt.mean_seconds(
-        batch, workload.mean_prompt, workload.mean_square_prompt
+    prompt_s = profile.mean_prompt_s(
+        share, batch, workload.mean_prompt, workload.mean_square_prompt
     )
-    prompt_s += profile.head_s(batch)
-    token_s = share * profile.token.seconds(batch, workload.mean_context) + profile.head_s(batch)
+    token_s = profile.stage_token_s(share, batch, workload.mean_context)
     tokens = workload.mean_output
     least = _least_machines(profile, workload, batch, usable_share)
     sides = {"prompt_time": prompt_s, "token_time": token_s, "tokens": tokens}

@@ -208,7 +208,11 @@ def _without_swap(given: PlanInput, like: Split) -> Iterator[Split]:
 
 
 def launch_line(plan: Plan, model: str | None = None) -> str:
-    """The ``python -m dvrt launch`` command of the winner, for each of its groups."""
+    """The ``python -m dvrt launch`` command of the winner, for each of its groups.
+
+    Machines that the split leaves idle are named as spares. ``--kv-memory`` is all that the fullest
+    stage has beside its weights.
+    """
     split = plan.best.split
     words = ["python -m dvrt launch", model or plan.given.profile.model.name]
     if split.prompt_stages:
@@ -216,9 +220,25 @@ def launch_line(plan: Plan, model: str | None = None) -> str:
     else:
         words.append(f"--stages {split.stages}")
     words += [f"--microbatches {split.microbatches}", f"--batch-size {split.batch}"]
+    if split.prompt_stages and split.prompt_batch != split.batch:
+        words.append(f"--prompt-batch-size {split.prompt_batch}")
     words.append(f"--max-context {plan.given.workload.longest_context}")
-    words += [f"--chunk-tokens {split.chunk}"] if split.chunk else []
+    words.append(f"--chunk-tokens {_chunk_tokens(plan)}")
     words += ["--swap", f"--device-slots {split.device_slots}"] if split.swap else []
-    words.append(f"--replicas {split.replicas}")
+    words.append(f"--kv-memory {_kv_room(plan.best)}")
+    spares = (plan.given.machines - split.machines) // split.groups
+    words += [f"--replicas {split.replicas}", f"--spares {spares}"]
     line = " ".join(words)
     return f"{line}  # {split.groups} times, one a group" if split.groups > 1 else line
+
+
+def _chunk_tokens(plan: Plan) -> int:
+    """The split's own; else as the profile's prompts were measured, or whole prompts."""
+    measured = plan.given.profile.chunk_tokens
+    return plan.best.split.chunk or measured or plan.given.workload.longest_prompt
+
+
+def _kv_room(candidate: Candidate) -> str:
+    devices = [need for need in candidate.needs if need.weight_bytes]
+    room = min(need.available_bytes - need.weight_bytes for need in devices)
+    return f"{room >> 20}MiB" if room >= 1 << 20 else str(room)

@@ -90,6 +90,9 @@ def profile_from_model_info(info: ModelInfo, like: Profile, *, prompt_length: in
         prompt=fit_steps(prompts, ["1", "bl"]),
         token=fit_steps(tokens, ["1", "b"]),
         head=None,
+        prompt_stage=None,
+        token_stage=None,
+        chunk_tokens=0,
     )
 
 

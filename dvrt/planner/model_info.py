@@ -62,6 +62,20 @@ def write_model_info(path: Path, infos: tuple[ModelInfo, ...]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
+def merge_model_info(path: Path, info: ModelInfo) -> None:
+    """Put one model into a file that may have others; their entries must be in order, too."""
+    kept = [each for each in read_model_infos(path) if each.model != info.model]
+    write_model_info(path, (*kept, info))
+
+
+def read_model_infos(path: Path) -> list[ModelInfo]:
+    """Every entry of a file, none where there is no file; ConfigError for one that is not right."""
+    document = read_json(path) if path.exists() else {}
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path} is there and holds no models; name another file")
+    return [model_info_from_json(name, entry) for name, entry in document.items()]
+
+
 def model_info_from_json(model: str, entry: Any) -> ModelInfo:
     """Check and convert one entry; ConfigError names the field."""
     try:

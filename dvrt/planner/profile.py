@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ SCHEMA = "dvrt-profile-1"
 MAX_LAYERS = 10_000
 LARGEST = 1e24
 ORIGINS = ("measured", "derived", "imported")
+OPTIONAL_FITS = ("head", "prompt_stage", "token_stage")
+FITS = ("prompt", "token", *OPTIONAL_FITS)
 SHIPPED = Path(__file__).parent / "profiles"
 
 Figures = TypeVar("Figures", "ModelFigures", "MachineFigures", "RecoveryFigures")
@@ -71,7 +74,8 @@ class ModelFigures:
 class MachineFigures:
     """One machine: its GPUs together. Rates are bytes a second in one direction.
 
-    ``price_per_hour`` is None where nobody gave one.
+    ``price_per_hour`` is None where nobody gave one; ``hop_s`` is what a small message takes from
+    one process to another, 0 where nobody measured it.
     """
 
     name: str
@@ -84,17 +88,24 @@ class MachineFigures:
     gpu_link: float
     disk: float
     price_per_hour: float | None = None
+    hop_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_numbers("machine", self, may_be_zero=("price_per_hour",))
+        _check_numbers("machine", self, may_be_zero=("price_per_hour", "hop_s"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryFigures:
-    """Parts of a recovery that do not depend on the split."""
+    """Parts of a recovery that do not depend on the split.
+
+    ``load_s`` is the measured load of the whole model, ``restore`` the bytes a second at which lost
+    KV comes back from a replica; None where they follow from the machine's rates.
+    """
 
     detect_s: float
     restart_s: float
+    load_s: float | None = None
+    restore: float | None = None
 
     def __post_init__(self) -> None:
         _check_numbers("recovery", self, may_be_zero=("detect_s", "restart_s"))
@@ -104,9 +115,10 @@ class RecoveryFigures:
 class Profile:
     """One model on one kind of machine.
 
-    ``prompt`` and ``token`` are times of one layer; ``head`` is what the last stage adds to each
-    step, None where the layers' times already have it in them.
-    ``note`` says in words where the numbers come from.
+    ``prompt`` and ``token`` are times of one layer; ``prompt_stage`` and ``token_stage`` what every
+    stage adds to them whatever its layers; ``head`` what the last stage adds to each step. These
+    three are None where the layers' times already have them in them. Prompts were computed
+    ``chunk_tokens`` at a time, 0 for whole. ``note`` says in words where the numbers come from.
     """
 
     name: str
@@ -118,8 +130,13 @@ class Profile:
     token: StepFit
     head: StepFit | None
     recovery: RecoveryFigures
+    prompt_stage: StepFit | None = None
+    token_stage: StepFit | None = None
+    chunk_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if type(self.chunk_tokens) is not int or self.chunk_tokens < 0:
+            raise ConfigError(f"chunk_tokens is {self.chunk_tokens!r}; a whole number from 0 up")
         if self.origin not in ORIGINS:
             raise ConfigError(f"origin is {self.origin!r}; one of {', '.join(ORIGINS)}")
         if self.prompt.batches != self.token.batches:
@@ -128,22 +145,41 @@ class Profile:
                 f"{self.token.batches}; a profile needs both for each"
             )
 
-    def stage_prompt_s(self, layers: int, batch: int, length: float) -> float:
+    def stage_prompt_s(self, layers: float, batch: int, length: float) -> float:
         """A prompt step of the slowest stage: so many layers and the head, rows of one length."""
-        return layers * self.prompt.seconds(batch, length) + self.head_s(batch)
+        return self.mean_prompt_s(layers, batch, length, length * length)
 
-    def stage_token_s(self, layers: int, batch: int, context: float) -> float:
+    def mean_prompt_s(
+        self, layers: float, batch: int, mean_length: float, mean_square: float
+    ) -> float:
+        """The same for rows of unequal lengths, from their first two moments."""
+        seconds = layers * self.prompt.mean_seconds(batch, mean_length, mean_square)
+        if self.prompt_stage:
+            seconds += self.prompt_stage.mean_seconds(batch, mean_length, mean_square)
+        return seconds + self.head_s(batch)
+
+    def stage_token_s(self, layers: float, batch: int, context: float) -> float:
         """A token step of the slowest stage at this mean context."""
-        return layers * self.token.seconds(batch, context) + self.head_s(batch)
+        seconds = layers * self.token.seconds(batch, context)
+        if self.token_stage:
+            seconds += self.token_stage.seconds(batch, context)
+        return seconds + self.head_s(batch)
 
     def head_s(self, batch: int) -> float:
         """The last stage's extra for the logits of so many rows."""
         return self.head.seconds(batch, 1) if self.head else 0.0
 
     def load_s(self, layers: int) -> float:
-        """Reading the weights of so many layers from disk and copying them to the device."""
+        """Getting the weights of so many layers to the device: measured, or by the rates."""
+        if self.recovery.load_s is not None:
+            return self.recovery.load_s * layers / self.model.layers
         weights = layers * self.model.layer_weight_bytes
         return weights / min(self.machine.disk, self.machine.host_to_device)
+
+    @property
+    def restore(self) -> float:
+        """Bytes a second at which lost KV comes back from a replica."""
+        return self.recovery.restore or self.machine.network
 
     def to_json(self) -> dict[str, Any]:
         """The file's content; ``profile_from_json`` inverts it."""
@@ -155,10 +191,13 @@ class Profile:
             "model": asdict(self.model),
             "machine": asdict(self.machine),
             "recovery": asdict(self.recovery),
-            "prompt": self.prompt.to_json(),
-            "token": self.token.to_json(),
-            "head": self.head.to_json() if self.head else None,
+            "chunk_tokens": self.chunk_tokens,
+            **{name: fit.to_json() if fit else None for name, fit in self._fits()},
         }
+
+    def _fits(self) -> Iterator[tuple[str, StepFit | None]]:
+        for name in FITS:
+            yield name, getattr(self, name)
 
     def with_memory(self, memory_bytes: int | None, host_memory_bytes: int | None) -> Profile:
         """The same on machines with other sizes of memory; None leaves one as it is."""
@@ -262,9 +301,14 @@ def profile_from_json(document: Any) -> Profile:
         machine=_part(MachineFigures, document["machine"], "machine"),
         prompt=step_fit_from_json(document["prompt"], "prompt"),
         token=step_fit_from_json(document["token"], "token"),
-        head=step_fit_from_json(document["head"], "head") if document["head"] else None,
         recovery=_part(RecoveryFigures, document["recovery"], "recovery"),
+        chunk_tokens=document["chunk_tokens"],
+        **{name: _fit_or_none(document[name], name) for name in OPTIONAL_FITS},
     )
+
+
+def _fit_or_none(entry: Any, where: str) -> StepFit | None:
+    return None if entry is None else step_fit_from_json(entry, where)
 
 
 def _part(kind: type[Figures], entry: Any, where: str) -> Figures:

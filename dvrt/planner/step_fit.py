@@ -37,7 +37,7 @@ class StepFit:
             raise ConfigError(f"coefficients {self.coefficients} must be finite and at least 0")
         if not any(self.coefficients):
             raise ConfigError("all coefficients are 0; a step takes time")
-        actual = max(self._errors())
+        actual = max(self.relative_errors())
         if abs(actual - self.max_relative_error) > _ERROR_SLACK:
             raise ConfigError(
                 f"the fit is off by {actual:.3%} from its samples, "
@@ -65,22 +65,31 @@ class StepFit:
             "max_relative_error": self.max_relative_error,
         }
 
-    def _errors(self) -> list[float]:
+    def relative_errors(self) -> list[float]:
+        """Of each sample, without a sign."""
         return [abs(self.seconds(b, n) / seconds - 1) for b, n, seconds in self.samples]
 
 
-def fit_steps(samples: Sequence[Sample], terms: Sequence[str] = TERMS) -> StepFit:
+def fit_steps(
+    samples: Sequence[Sample],
+    terms: Sequence[str] = TERMS,
+    scales: Sequence[float] | None = None,
+) -> StepFit:
     """The best fit of relative errors by least squares with coefficients that are not negative.
+
+    ``scales`` are what errors are relative to instead of the samples' own times: for the parts of
+    a step, the whole.
 
     With so few terms every subset is tried, which finds the optimum of the constrained problem.
     ``terms`` limits them to what the samples can tell apart. Raises ConfigError for bad samples.
     """
     _check_samples(samples)
+    wholes = [seconds for _, _, seconds in samples] if scales is None else scales
     columns = [TERMS.index(term) for term in terms]
     best: tuple[float, tuple[float, ...]] | None = None
     for count in range(1, len(columns) + 1):
         for chosen in itertools.combinations(columns, count):
-            candidate = _solve(samples, chosen)
+            candidate = _solve(samples, wholes, chosen)
             if candidate and (best is None or candidate[0] < best[0] * (1 - 1e-9) - 1e-18):
                 best = candidate
     if best is None:
@@ -90,18 +99,18 @@ def fit_steps(samples: Sequence[Sample], terms: Sequence[str] = TERMS) -> StepFi
 
 
 def _solve(
-    samples: Sequence[Sample], chosen: Sequence[int]
+    samples: Sequence[Sample], wholes: Sequence[float], chosen: Sequence[int]
 ) -> tuple[float, tuple[float, ...]] | None:
     import numpy as np
 
     features = np.array([[1.0, b, b * n, b * n * n] for b, n, _ in samples])[:, list(chosen)]
-    seconds = np.array([sample[2] for sample in samples])
-    weighted = features / seconds[:, None]
+    weighted = features / np.array(wholes)[:, None]
+    target = np.array([sample[2] for sample in samples]) / np.array(wholes)
     scale = np.abs(weighted).max(axis=0)
-    solution, *_ = np.linalg.lstsq(weighted / scale, np.ones(len(samples)), rcond=None)
+    solution, *_ = np.linalg.lstsq(weighted / scale, target, rcond=None)
     if (solution < 0).any():
         return None
-    loss = float(((weighted / scale @ solution - 1) ** 2).sum())
+    loss = float(((weighted / scale @ solution - target) ** 2).sum())
     coefficients = [0.0] * len(TERMS)
     for column, value in zip(chosen, solution / scale, strict=True):
         coefficients[column] = float(value)
@@ -159,4 +168,11 @@ def _check_samples(samples: Sequence[Sample]) -> None:
             raise ConfigError(
                 f"sample {(batch, length, seconds)}: whole batch and length from 1 to "
                 f"{LARGEST:,}, and a time above 0"
+            )
+    known: dict[tuple[int, int], float] = {}
+    for batch, length, seconds in samples:
+        if known.setdefault((batch, length), seconds) != seconds:
+            raise ConfigError(
+                f"batch {batch} and length {length} take {known[batch, length]} s and {seconds} s; "
+                "two times for one step contradict each other"
             )

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
+from dvrt.options import options_of
 from dvrt.planner import equations
 from dvrt.planner.cost import CostModel
 from dvrt.planner.equation_report import report_equations
@@ -385,16 +387,50 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
         draw_plan(make_plan(opt_66b(2)), tmp_path / "plan.unknown")
 
 
+def launch_options(line: str) -> LaunchOptions:
+    """What ``launch`` takes from the line; raises for an option that it does not know."""
+    words = line.partition("#")[0].split()
+    assert words[:4] == ["python", "-m", "dvrt", "launch"]
+    values: dict[str, object] = {"model": words[4]}
+    rest = words[5:]
+    while rest:
+        key = rest.pop(0).removeprefix("--").replace("-", "_")
+        is_flag = options_of(LaunchOptions)[key].kind is bool
+        text = "" if is_flag else rest.pop(0)
+        values[key] = True if is_flag else int(text) if text.isdecimal() else text
+    return LaunchOptions.make(**values)
+
+
 def test_launch_lines() -> None:
     plan = public_plan("B", ONE_PIPELINE)
     assert launch_line(plan, "opt") == (
         "python -m dvrt launch opt --prompt-stages 1 --token-stages 3 --microbatches 3 "
-        "--batch-size 8 --max-context 1200 --replicas 0"
+        "--batch-size 8 --max-context 1200 --chunk-tokens 1000 --kv-memory 28171MiB "
+        "--replicas 0 --spares 0"
     )
     grouped = public_plan("B")
     assert launch_line(grouped).endswith("# 4 times, one a group")
     chunked = make_plan(opt_66b(families=("chunked",)))
     assert f"--chunk-tokens {chunked.best.split.chunk}" in launch_line(chunked)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("swap", [False, True])
+def test_launch_takes_its_line(family: str, swap: bool) -> None:
+    machines = 7
+    plan = make_plan(opt_66b(machines, families=(family,), swap=swap, replicas=(1, 0)))
+    split, options = plan.best.split, launch_options(launch_line(plan))
+    assert options.n_stages == split.stages
+    assert (options.prompt_stages or 0) == split.prompt_stages
+    assert options.prompt_batch_size in (None, split.prompt_batch)
+    assert (options.swap, options.replicas) == (swap, split.replicas)
+    assert not swap or options.device_slots == split.device_slots
+    assert options.spares == (machines - split.machines) // split.groups
+    device = [need for need in plan.best.needs if need.weight_bytes]
+    assert options.kv_memory is not None
+    for need in device:
+        assert options.kv_memory <= need.available_bytes - need.weight_bytes
+    assert options.kv_memory >= min(need.kv_bytes for need in device)
 
 
 @pytest.mark.parametrize(

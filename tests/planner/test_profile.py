@@ -96,6 +96,13 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
         (("token", "samples"), [], "token"),
         (("token", "samples"), [[8, 1000, -1.0]], "token"),
         (("token", "samples"), "none", "token"),
+        (("token", "samples"), [[8, 9, 1.0], [8, 9, 2.0]], "two times for one step"),
+        (("machine", "hop_s"), -1e-5, "machine.hop_s"),
+        (("recovery", "load_s"), 0, "recovery.load_s"),
+        (("recovery", "restore"), -2.0, "recovery.restore"),
+        (("prompt_stage",), {"samples": []}, "prompt_stage"),
+        (("chunk_tokens",), -1, "chunk_tokens"),
+        (("chunk_tokens",), 1.5, "chunk_tokens"),
         (("origin",), "guessed", "origin"),
         (("schema",), "other", "schema"),
         (("extra",), 1, "extra"),
@@ -183,6 +190,15 @@ def test_a_falling_curve_is_fitted_without_negative_terms() -> None:
     fit = fit_steps([(1, 100, 2.0), (2, 100, 1.9), (4, 100, 1.8)])
     assert min(fit.coefficients) >= 0
     assert 0 < fit.max_relative_error < 0.1
+
+
+def test_parts_of_a_step_are_fitted_against_the_whole() -> None:
+    """One part that noise made tiny must not outweigh those that show what it costs."""
+    samples = [(b, 100, 0.5) for b in (1, 2, 4, 8)] + [(16, 100, 1e-6)]
+    own = fit_steps(samples, ["1"])
+    against_whole = fit_steps(samples, ["1"], [2.0] * 5)
+    assert own.coefficients[0] < 1e-5
+    assert against_whole.coefficients[0] == pytest.approx(0.4, rel=1e-3)
 
 
 def test_a_fit_of_nothing() -> None:
