@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from dvrt.control.pipeline import PipelinePlan
 from dvrt.control.steps import Step, StepDone
 from dvrt.errors import DvrtError
 from dvrt.requests import FinishReason, Request, SampledToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What an earlier life of the scheduler left of a sample: its tokens, at least one, and the
+    sequence that they belong to. Its log may still be in slot ``seat`` of a pipeline.
+    """
+
+    seq: int
+    tokens: tuple[int, ...]
+    seat: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
-    """A client asks; the answer is a Reject or, in time, Emits."""
+    """A client asks; the answer is a Reject or, in time, Emits.
+
+    A request that an earlier life took has been there for ``age_s``; the queue's limit is not for
+    it. Once its first tokens were drawn, ``known`` has its samples, None for those that have ended.
+    """
 
     request: Request
     now: float
+    known: tuple[Known | None, ...] = ()
+    age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +61,50 @@ class Tick:
     now: float
 
 
-Event = Submit | Cancel | StepFinished | Tick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogArrived:
+    """A stage holds the entries [0, length) of a log, complete and checked, in ``slot``.
+
+    They were shipped from another pipeline, or restored. A length of 0 after a Restore says that
+    nothing could be had, or that what came was refused.
+    """
+
+    pipeline: int
+    stage: int
+    slot: int
+    seq: int
+    epoch: int
+    length: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageLost:
+    """A stage's worker is gone, with its part of every log and the steps that it had."""
+
+    pipeline: int
+    stage: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageReady:
+    """A lost stage has been replaced; its logs are empty."""
+
+    pipeline: int
+    stage: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebalance:
+    """These pipelines, all stages ready, take over; the others retire as their requests leave."""
+
+    pipelines: tuple[PipelinePlan, ...]
+    now: float
+
+
+Event = Submit | Cancel | StepFinished | Tick | LogArrived | StageLost | StageReady | Rebalance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +122,63 @@ class Reject:
     error: DvrtError
 
 
+class Place(StrEnum):
+    """Where a request is, in this order. Without separate prompt stages: QUEUE, PROMPT, TOKEN.
+
+    SLOT: first in the queue with a prompt row free, it waits for a row on the token side.
+    """
+
+    QUEUE = "queue"
+    SLOT = "slot"
+    PROMPT = "prompt"
+    TRANSFER = "transfer"
+    TOKEN = "token"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
-    """The request's first sample got a row; it waited in the queue until now."""
+class Entered:
+    """The request's first sample has come to another place."""
 
     request_id: str
+    place: Place
     now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewind:
+    """Steps of this pipeline with an id below ``below`` are void: survivors skip and drop them."""
+
+    pipeline: int
+    below: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A log of which a replaced stage should get back [0, length), or as much as there is.
+
+    It travels under ``epoch``, which nothing else has, so that no answer to an earlier wish counts.
+    """
+
+    slot: int
+    seq: int
+    epoch: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """Have the stage's logs brought back; each is answered by a LogArrived of that stage."""
+
+    pipeline: int
+    stage: int
+    logs: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retired:
+    """No request is left in the pipeline, and none will come: it can be closed."""
+
+    pipeline: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,4 +193,4 @@ class Emit:
     error: str | None = None
 
 
-Command = RunStep | Reject | Admitted | Emit
+Command = RunStep | Reject | Entered | Emit | Rewind | Restore | Retired

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dvrt.control.events import Place
 from dvrt.control.sequence import Sequence
 from dvrt.requests import Request
 
@@ -9,18 +10,18 @@ from dvrt.requests import Request
 class Group:
     """The live samples of one request. Only sample 0 exists until its first token is drawn."""
 
-    __slots__ = ("deadline", "is_admitted", "live", "request")
+    __slots__ = ("deadline", "live", "place", "request")
 
-    def __init__(self, request: Request, first: Sequence, now: float) -> None:
+    def __init__(self, request: Request, now: float) -> None:
         self.request = request
-        self.live: dict[int, Sequence] = {0: first}
-        self.is_admitted = False
+        self.live: dict[int, Sequence] = {}
+        self.place = Place.QUEUE
         self.deadline = None if request.deadline_s is None else now + request.deadline_s
 
     @property
     def waiting(self) -> list[Sequence]:
         """Samples that know their first token and wait for a row."""
-        return [s for s in self.live.values() if s.slot is None and s.n_generated]
+        return [s for s in self.live.values() if s.seat is None and s.n_generated]
 
     @property
     def unborn(self) -> range:
@@ -29,9 +30,5 @@ class Group:
         return range(1, self.request.n if is_in_prompt else 1)
 
     @property
-    def holder(self) -> Sequence | None:
-        """A sample whose row holds all entries of the prompt."""
-        for sequence in self.live.values():
-            if sequence.slot is not None and not sequence.is_in_prompt:
-                return sequence
-        return None
+    def seated(self) -> list[Sequence]:
+        return [s for s in self.live.values() if s.seat is not None]

@@ -1,15 +1,16 @@
 """The rows of one pipeline: who sits where, which microbatches are in flight, the next step.
 
-Knows sequences and slots; knows nothing of clients, queues' limits or time.
+Knows sequences and slots; knows nothing of clients, queues or other pipelines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
-from dvrt.control.sequence import Sequence
-from dvrt.control.steps import Chunk, Decode, Fork, Open, Step
+from dvrt.control.sequence import Seat, Sequence
+from dvrt.control.steps import Adopt, Chunk, Fork, Open, Step
 
 FILLING = 4
 """So many times the usual prompt chunks go into a step while no row decodes."""
@@ -20,7 +21,9 @@ class PipelineShape:
     """``n_microbatches`` of ``batch_size`` rows over ``n_stages``.
 
     ``chunk_tokens`` is the length of a prompt chunk, ``chunks_per_step`` how many of them one step
-    may carry beside its decodes: the bound on how long a prompt holds up the others.
+    may carry beside its decodes: the bound on how long a prompt holds up the others. ``repeats``
+    the same calls when it computes known tokens again, as exact mode must; else takes them in
+    chunks.
     """
 
     n_stages: int
@@ -28,9 +31,10 @@ class PipelineShape:
     batch_size: int
     chunk_tokens: int
     chunks_per_step: int
+    repeats: bool = True
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        for name in self.__slots__[:-1]:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
 
@@ -39,45 +43,99 @@ class PipelineShape:
         return self.n_microbatches * self.batch_size
 
 
-class Pipeline:
-    """Rows and steps in flight. A row is given away only while its microbatch is not in flight."""
+class Purpose(StrEnum):
+    """What a pipeline does: prompts, tokens, or both."""
 
-    def __init__(self, shape: PipelineShape) -> None:
-        self.shape = shape
-        self._rows: list[Sequence | None] = [None] * shape.n_slots
-        self._inherited: set[int] = set()
+    BOTH = "both"
+    PROMPT = "prompt"
+    TOKEN = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePlan:
+    """A pipeline to be driven; ids are never used twice."""
+
+    id: int
+    purpose: Purpose
+    shape: PipelineShape
+
+
+class Pipeline:
+    """Rows and steps in flight.
+
+    A row is given to whoever sits in it, or set aside for a sequence whose log is on its way
+    there. While stages are ``missing`` nothing is launched.
+    """
+
+    def __init__(self, plan: PipelinePlan) -> None:
+        self.id, self.purpose, self.shape = plan.id, plan.purpose, plan.shape
+        self.missing: set[int] = set()
+        self.broken_since: float | None = None
+        self.is_retiring = False
+        self._rows: list[Sequence | None] = [None] * plan.shape.n_slots
         self._dirty: set[int] = set()
-        self._in_flight: list[Step | None] = [None] * shape.n_microbatches
-        self._next_step = 0
+        self._in_flight: list[Step | None] = [None] * plan.shape.n_microbatches
 
     def __repr__(self) -> str:
-        rows = [sum(1 for _ in self.sequences(m)) for m in range(self.shape.n_microbatches)]
+        rows = [self._n_taken(m) for m in range(self.shape.n_microbatches)]
         flying = [m for m, step in enumerate(self._in_flight) if step is not None]
-        return f"<Pipeline rows {rows} in flight {flying}>"
+        return f"<Pipeline {self.id} {self.purpose} rows {rows} in flight {flying}>"
 
     @property
-    def n_occupied(self) -> int:
+    def n_taken(self) -> int:
+        """Rows that somebody sits in or that are set aside."""
         return sum(row is not None for row in self._rows)
 
     @property
     def n_in_flight(self) -> int:
         return sum(step is not None for step in self._in_flight)
 
-    def sequences(self, microbatch: int | None = None) -> Iterator[Sequence]:
-        """Those that have a row, of one microbatch or of all, in the order of their slots."""
+    @property
+    def is_whole(self) -> bool:
+        return not self.missing
+
+    @property
+    def takes_prompts(self) -> bool:
+        return self.purpose is not Purpose.TOKEN and not self.is_retiring
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.purpose is not Purpose.PROMPT and not self.is_retiring
+
+    def sitting(self, microbatch: int | None = None) -> Iterator[Sequence]:
+        """Those that sit here, in one microbatch or in all, in the order of their slots."""
         size = self.shape.batch_size
-        rows = self._rows
+        slots = range(self.shape.n_slots)
         if microbatch is not None:
-            rows = rows[microbatch * size : (microbatch + 1) * size]
-        return (row for row in rows if row is not None)
+            slots = slots[microbatch * size : (microbatch + 1) * size]
+        for slot in slots:
+            row = self._rows[slot]
+            if row is not None and row.seat == Seat(self.id, slot):
+                yield row
+
+    def expected(self) -> Iterator[Sequence]:
+        """Those that rows are set aside for."""
+        for slot, row in enumerate(self._rows):
+            if row is not None and row.target == Seat(self.id, slot):
+                yield row
 
     def is_idle(self, microbatch: int) -> bool:
         return self._in_flight[microbatch] is None
 
     def free_slots(self, microbatch: int) -> list[int]:
+        """Rows that nobody has. A step may open them; steps in flight come before it."""
         size = self.shape.batch_size
         first = microbatch * size
-        return [slot for slot in range(first, first + size) if self._rows[slot] is None]
+        return [
+            slot
+            for slot in range(first, first + size)
+            if self._rows[slot] is None and slot not in self._dirty
+        ]
+
+    def has_room(self, slot: int) -> bool:
+        """Whether this row can be given to somebody whose log may be in it."""
+        in_range = 0 <= slot < self.shape.n_slots
+        return in_range and self._rows[slot] is None and slot not in self._dirty
 
     def may_take(self, microbatch: int, n_waiting: int) -> int:
         """How many more rows this microbatch should take of ``n_waiting`` sequences.
@@ -85,7 +143,7 @@ class Pipeline:
         Sequences spread over as many microbatches as there are stages; further microbatches open
         only when those are full, because a half-empty step costs nearly as much as a full one.
         """
-        occupied = [sum(1 for _ in self.sequences(m)) for m in range(self.shape.n_microbatches)]
+        occupied = [self._n_taken(m) for m in range(self.shape.n_microbatches)]
         mine, size, stages = occupied[microbatch], self.shape.batch_size, self.shape.n_stages
         others_open = sum(count > 0 for m, count in enumerate(occupied) if m != microbatch)
         others_full = all(count in (0, size) for m, count in enumerate(occupied) if m != microbatch)
@@ -94,36 +152,79 @@ class Pipeline:
         share = -(-(sum(occupied) + n_waiting) // stages)
         return max(0, min(share, size) - mine)
 
-    def seat(self, sequence: Sequence, slot: int) -> None:
-        """Give a free row to a sequence; the caller opens or forks its log into the next step."""
+    def place_for_one(self) -> int | None:
+        """The row to be set aside next: in the emptiest microbatch that may take one.
+
+        What is shipped there does not wait for steps, so none in flight may touch the slot.
+        """
+        flying = [step for step in self._in_flight if step is not None]
+        touched = set().union(*map(_slots_of, flying))
+        order = sorted(range(self.shape.n_microbatches), key=lambda m: (self._n_taken(m), m))
+        for microbatch in order:
+            if self.may_take(microbatch, 1):
+                for slot in self.free_slots(microbatch):
+                    if slot not in touched:
+                        return slot
+        return None
+
+    def give(self, slot: int, sequence: Sequence) -> None:
         assert self._rows[slot] is None, f"slot {slot} is taken by {self._rows[slot]!r}"
         self._rows[slot] = sequence
 
+    def replace(self, slot: int, sequence: Sequence) -> None:
+        self._rows[slot] = sequence
+
+    def free(self, slot: int) -> None:
+        self._rows[slot] = None
+
     def poison(self, slot: int) -> None:
-        """Remember that the slot's memory may hold non-finite values; its next owner cleans it."""
+        """The slot's memory may hold non-finite values: a step cleans it before it is given."""
         self._dirty.add(slot)
 
-    def leave(self, sequence: Sequence) -> int | None:
-        """Take the sequence's row away; its slot, or None if it had none."""
-        slot, sequence.slot = sequence.slot, None
-        if slot is not None:
-            self._rows[slot] = None
-            self._inherited.discard(slot)
-        return slot
+    def lose(self, stage: int, now: float) -> None:
+        """A stage is gone, and every step in flight with it."""
+        self.missing.add(stage)
+        self._in_flight = [None] * self.shape.n_microbatches
+        if self.broken_since is None:
+            self.broken_since = now
 
-    def inherit(self, sequence: Sequence, slot: int) -> None:
-        """Seat a sample in the row of a sibling that just left: the prompt's entries stay there."""
-        self.seat(sequence, slot)
-        sequence.slot, sequence.n_logged = slot, sequence.n_prompt
-        self._inherited.add(slot)
+    def regain(self, stage: int) -> None:
+        self.missing.discard(stage)
+        if not self.missing:
+            self.broken_since = None
 
-    def next_step(self, microbatch: int, opens: list[Open], forks: list[Fork]) -> Step | None:
+    def next_step(
+        self, microbatch: int, *, step_id: int, next_epoch: Callable[[], int]
+    ) -> Step | None:
         """The next step of an idle microbatch, now in flight; None if no row has work."""
-        members = sorted(self.sequences(microbatch), key=lambda sequence: sequence.id)
-        forks = forks + [self._fork_in_place(s) for s in members if s.slot in self._inherited]
-        decodes = [s.next_decode() for s in members if not s.is_in_prompt]
+        able = [s for s in self.sitting(microbatch) if self._is_able(s)]
+        members = sorted(able, key=lambda sequence: sequence.id)
+        for sequence in members:
+            if sequence.must_reship:
+                sequence.restart_shipping(next_epoch())
+        begins = [s.begin() for s in members if s.is_beginning]
+        ships = [s.ship() for s in members if s.owes_ship]
+        decodes = [s.next_decode() for s in members if self._decodes(s)]
         chunks = self._chunks([s for s in members if s.is_in_prompt])
-        return self._launch(microbatch, opens, forks, decodes, chunks)
+        size = self.shape.batch_size
+        scrubs = sorted(slot for slot in self._dirty if slot // size == microbatch)
+        if not (begins or ships or decodes or chunks or scrubs):
+            return None
+        self._dirty.difference_update(scrubs)
+        step = Step(
+            id=step_id,
+            microbatch=microbatch,
+            pipeline=self.id,
+            scrubs=tuple(scrubs),
+            opens=tuple(each for each in begins if isinstance(each, Open)),
+            adopts=tuple(each for each in begins if isinstance(each, Adopt)),
+            forks=tuple(each for each in begins if isinstance(each, Fork)),
+            ships=tuple(ships),
+            decodes=tuple(decodes),
+            chunks=tuple(chunks),
+        )
+        self._in_flight[microbatch] = step
+        return step
 
     def finish(self, step_id: int, microbatch: int) -> Step | None:
         """The step that came back; None if it is not the one in flight (an earlier life's)."""
@@ -133,13 +234,25 @@ class Pipeline:
         self._in_flight[microbatch] = None
         return step
 
-    def _fork_in_place(self, sequence: Sequence) -> Fork:
-        assert sequence.slot is not None
-        self._inherited.discard(sequence.slot)
-        return sequence.fork(sequence.slot, sequence.slot)
+    def _n_taken(self, microbatch: int) -> int:
+        size = self.shape.batch_size
+        rows = self._rows[microbatch * size : (microbatch + 1) * size]
+        return size - rows.count(None)
+
+    def _is_able(self, sequence: Sequence) -> bool:
+        """Its log is whole, and a prompt that is only computed here has somewhere to go."""
+        if sequence.awaits:
+            return False
+        return self.purpose is not Purpose.PROMPT or sequence.target is not None
+
+    def _decodes(self, sequence: Sequence) -> bool:
+        stays = self.purpose is not Purpose.PROMPT and sequence.target is None
+        return stays and not sequence.is_in_prompt
 
     def _chunks(self, members: list[Sequence]) -> list[Chunk]:
         """Prompt chunks up to the budget, the oldest sequence first."""
+        if not members:
+            return []
         budget, chunks = self._chunk_budget(), []
         for sequence in members:
             while budget and sequence.is_in_prompt:
@@ -148,34 +261,16 @@ class Pipeline:
         return chunks
 
     def _chunk_budget(self) -> int:
-        """More than usual as long as no row decodes: there is nobody whose tokens would wait."""
-        anyone_decodes = any(not sequence.is_in_prompt for sequence in self.sequences())
+        """More than usual as long as no row decodes: there is nobody whose tokens would wait.
+
+        A prompt costs by its chunks, so this packs prompts by their length, not by their number.
+        """
+        anyone_decodes = any(self._decodes(sequence) for sequence in self.sitting())
         return self.shape.chunks_per_step * (1 if anyone_decodes else FILLING)
 
-    def _launch(
-        self,
-        microbatch: int,
-        opens: list[Open],
-        forks: list[Fork],
-        decodes: list[Decode],
-        chunks: list[Chunk],
-    ) -> Step | None:
-        if not (decodes or chunks):
-            assert not opens, "a row was opened without work"
-            assert not forks, "a log was forked without work"
-            return None
-        taken = {begun.slot for begun in opens} | {fork.target for fork in forks}
-        scrubs = sorted(self._dirty & taken)
-        self._dirty.difference_update(scrubs)
-        step = Step(
-            id=self._next_step,
-            microbatch=microbatch,
-            scrubs=tuple(scrubs),
-            opens=tuple(opens),
-            forks=tuple(forks),
-            decodes=tuple(decodes),
-            chunks=tuple(chunks),
-        )
-        self._next_step += 1
-        self._in_flight[microbatch] = step
-        return step
+
+def _slots_of(step: Step) -> set[int]:
+    operations = (step.opens, step.adopts, step.ships, step.decodes, step.chunks)
+    touched = {item.slot for items in operations for item in items}
+    ends = {slot for fork in step.forks for slot in (fork.source, fork.target)}
+    return touched | ends | set(step.scrubs)

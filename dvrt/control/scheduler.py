@@ -2,233 +2,242 @@
 
 A request waits in one queue, gets a row, has its prompt computed in chunks, then one decode a
 step. Rows come and go at every step: a finished row is refilled by the very step that follows.
+Where prompts have a pipeline of their own, a row for the tokens is set aside before the prompt
+begins, and the sequence moves there when its log has arrived.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dvrt.control.admission import Admission, Limits
+from dvrt.control.book import Book
 from dvrt.control.events import (
-    Admitted,
     Cancel,
     Command,
     Emit,
     Event,
+    LogArrived,
+    Place,
+    Rebalance,
     Reject,
+    Retired,
     RunStep,
+    StageLost,
+    StageReady,
     StepFinished,
     Submit,
     Tick,
 )
-from dvrt.control.group import Group
-from dvrt.control.pipeline import Pipeline, PipelineShape
+from dvrt.control.fleet import Fleet
+from dvrt.control.pipeline import Pipeline, PipelinePlan, Purpose
+from dvrt.control.recovery import Recovery
+from dvrt.control.seating import Seating
 from dvrt.control.sequence import Sequence
-from dvrt.control.steps import DrawFailed, Fork, Open, Step, StepDone
-from dvrt.errors import Overloaded, RequestRejected
-from dvrt.requests import FinishReason, Request, SampledToken
+from dvrt.control.steps import DrawFailed, Step, StepDone
+from dvrt.requests import FinishReason, SampledToken
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a request may ask for: ``max_context`` counts prompt and generated tokens together."""
-
-    max_context: int
-    vocab_size: int
-    max_queue: int
+__all__ = ["Limits", "Scheduler", "SchedulerStatistics"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStatistics:
+    """``n_moving`` samples are on their way to another pipeline.
+
+    Since the start: positions computed again after a loss, positions that came back from replicas
+    (counted for each stage that got them), logs that came damaged and were sent again.
+    """
+
     n_queued: int
     n_running: int
     n_rows: int
     n_in_flight: int
     n_requests: int
+    n_moving: int
+    recomputed_tokens: int
+    restored_tokens: int
+    n_refused: int
 
 
 class Scheduler:
-    """All requests of one cluster and the pipeline that serves them."""
+    """All requests of one cluster and the pipelines that serve them."""
 
-    def __init__(self, shape: PipelineShape, limits: Limits) -> None:
-        self._pipeline = Pipeline(shape)
-        self._limits = limits
-        self._groups: dict[str, Group] = {}
-        self._sequences: dict[int, Sequence] = {}
-        self._queue: deque[Sequence] = deque()
-        self._next_sequence = 0
-        self._finishes: deque[float] = deque(maxlen=64)
+    def __init__(
+        self, pipelines: Iterable[PipelinePlan], limits: Limits, *, first_number: int = 0
+    ) -> None:
+        """Ids of steps and sequences, and epochs, begin at ``first_number``: above those of all
+        earlier lives."""
+        self._fleet = Fleet(pipelines, first_number)
+        self._book = Book(first_number)
+        self._admission = Admission(limits, self._book)
+        self._seating = Seating(self._fleet, self._book)
+        self._recovery = Recovery(self._fleet, self._book, self._seating)
 
     def __repr__(self) -> str:
-        return (
-            f"<Scheduler {len(self._groups)} requests, {len(self._queue)} wait, {self._pipeline}>"
-        )
+        n_queued = len(self._book.queue)
+        return f"<Scheduler {len(self._book.groups)} requests, {n_queued} wait, {self._fleet}>"
 
     def handle(self, event: Event) -> list[Command]:
         """The commands that follow from an event, in the order in which to carry them out."""
-        match event:
-            case Submit(request=request, now=now):
-                return self._submit(request, now)
-            case Cancel():
-                return self._cancel(event)
-            case StepFinished(done=done, now=now):
-                return self._step_finished(done, now)
-            case Tick(now=now):
-                return self._expire(now)
+        commands = self._handle(event)
+        commands += [Retired(pipeline=each) for each in self._fleet.drop_retired()]
+        return commands
 
     def statistics(self) -> SchedulerStatistics:
+        pipelines = list(self._fleet)
         return SchedulerStatistics(
-            n_queued=len(self._queue),
-            n_running=self._pipeline.n_occupied,
-            n_rows=self._pipeline.shape.n_slots,
-            n_in_flight=self._pipeline.n_in_flight,
-            n_requests=len(self._groups),
+            n_queued=len(self._book.queue),
+            n_running=sum(each.seat is not None for each in self._book),
+            n_rows=sum(p.shape.n_slots for p in pipelines if p.takes_tokens),
+            n_in_flight=sum(p.n_in_flight for p in pipelines),
+            n_requests=len(self._book.groups),
+            n_moving=sum(each.target is not None for each in self._book),
+            recomputed_tokens=self._recovery.n_recomputed,
+            restored_tokens=self._recovery.n_restored,
+            n_refused=self._recovery.n_refused,
         )
 
+    def sequences_of(self, request_id: str) -> dict[int, int]:
+        """The ids of a request's live sequences, by sample."""
+        group = self._book.groups.get(request_id)
+        return {} if group is None else {n: each.id for n, each in group.live.items()}
+
     def next_deadline(self) -> float | None:
-        """When the next Tick is needed; None if no request has a deadline."""
-        return min(
-            (g.deadline for g in self._groups.values() if g.deadline is not None), default=None
-        )
+        """When the next Tick is needed; None if nothing has a deadline."""
+        ends = [g.deadline for g in self._book.groups.values() if g.deadline is not None]
+        lease = self._recovery.next_deadline()
+        return min(ends if lease is None else [*ends, lease], default=None)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if rows, queue and requests do not account for each other."""
-        seated = {s.id for s in self._pipeline.sequences()}
-        queued = {s.id for s in self._queue}
-        live = {s.id for group in self._groups.values() for s in group.live.values()}
+        live = {s.id for group in self._book.groups.values() for s in group.live.values()}
+        queued = {s.id for s in self._book.queue}
+        seated = {s.id for pipeline in self._fleet for s in pipeline.sitting()}
         assert not seated & queued, f"{seated & queued} sit and wait at once"
-        assert seated | queued == live == set(self._sequences), (seated, queued, live)
-        for sequence in self._pipeline.sequences():
-            assert sequence.n_logged <= len(sequence.tokens), repr(sequence)
+        assert seated | queued == live == {s.id for s in self._book}, (seated, queued, live)
+        for pipeline in self._fleet:
+            n_known = sum(1 for _ in pipeline.sitting()) + sum(1 for _ in pipeline.expected())
+            assert pipeline.n_taken == n_known, f"{pipeline}: rows without an owner"
+        for sequence in self._book:
+            assert sequence.n_done <= sequence.n_logged <= len(sequence.tokens), repr(sequence)
 
-    def _submit(self, request: Request, now: float) -> list[Command]:
-        error = self._refusal(request, now)
+    def _handle(self, event: Event) -> list[Command]:
+        match event:
+            case Submit():
+                return self._submit(event)
+            case Cancel(now=now):
+                return self._cancel(event) + self._launch_idle(now)
+            case StepFinished(done=done, now=now):
+                return self._step_finished(done, now)
+            case Tick(now=now):
+                self._recovery.reclaim(now)
+                return self._expire(now) + self._launch_idle(now)
+            case LogArrived(now=now):
+                return self._recovery.arrived(event) + self._launch_idle(now)
+            case StageLost(pipeline=pipeline, stage=stage, now=now):
+                home = self._fleet.get(pipeline)
+                return self._recovery.lost(home, stage, now) if home is not None else []
+            case StageReady(pipeline=pipeline, stage=stage, now=now):
+                home = self._fleet.get(pipeline)
+                commands = self._recovery.ready(home, stage, now) if home is not None else []
+                return commands + self._launch_idle(now)
+            case Rebalance(pipelines=plans, now=now):
+                self._fleet.replace(plans)
+                return self._launch_idle(now)
+
+    def _submit(self, event: Submit) -> list[Command]:
+        request, now = event.request, event.now
+        error = self._admission.refusal(request, now, is_known=event.age_s is not None)
         if error is not None:
             return [Reject(request_id=request.id, error=error)]
-        first = self._new_sequence(request, sample=0)
-        self._groups[request.id] = Group(request, first, now)
-        self._queue.append(first)
-        return self._launch_idle(now)
-
-    def _refusal(self, request: Request, now: float) -> RequestRejected | None:
-        limits, n_prompt = self._limits, len(request.prompt_ids)
-        if request.id in self._groups:
-            return RequestRejected(f"request {request.id!r} is already running", param="request_id")
-        if n_prompt + request.max_tokens > limits.max_context:
-            return RequestRejected(
-                f"the context is {limits.max_context} tokens; the prompt has {n_prompt} and"
-                f" {request.max_tokens} more were asked for",
-                param="prompt" if n_prompt >= limits.max_context else "max_tokens",
-                code="context_length_exceeded",
-            )
-        bad = [i for i in request.prompt_ids if not 0 <= i < limits.vocab_size]
-        if bad:
-            return RequestRejected(
-                f"token id {bad[0]} is outside the vocabulary [0, {limits.vocab_size})",
-                param="prompt",
-            )
-        if len(self._queue) >= limits.max_queue:
-            return Overloaded(
-                f"{len(self._queue)} requests wait already; the limit is {limits.max_queue}",
-                retry_after_s=self._retry_after_s(now),
-            )
-        return None
-
-    def _retry_after_s(self, now: float) -> float:
-        """The time in which, at the recent rate, a tenth of the queue will have been served."""
-        if len(self._finishes) < 2:
-            return 1.0
-        interval = (now - self._finishes[0]) / len(self._finishes)
-        return min(60.0, max(1.0, interval * len(self._queue) / 10))
-
-    def _new_sequence(self, request: Request, sample: int) -> Sequence:
-        sequence = Sequence(self._next_sequence, request, sample)
-        self._next_sequence += 1
-        self._sequences[sequence.id] = sequence
-        return sequence
+        group = self._book.add_group(request, now - (event.age_s or 0.0))
+        if not event.known:
+            self._book.queue.append(self._book.add_sample(group, 0))
+            return self._launch_idle(now)
+        commands: list[Command] = []
+        for sample, known in enumerate(event.known):
+            if known is not None:
+                sequence = self._book.add_known(group, sample, known)
+                self._book.queue.append(sequence)
+                if known.seat is not None:
+                    commands += self._seating.return_to(sequence, known.seat, now)
+        return commands + self._launch_idle(now)
 
     def _launch_idle(self, now: float) -> list[Command]:
-        commands: list[Command] = []
-        for microbatch in range(self._pipeline.shape.n_microbatches):
-            if self._pipeline.is_idle(microbatch):
-                commands += self._launch(microbatch, now)
-        return commands
+        return [
+            command
+            for pipeline in self._fleet
+            for microbatch in range(pipeline.shape.n_microbatches)
+            if pipeline.is_idle(microbatch)
+            for command in self._launch(pipeline, microbatch, now)
+        ]
 
-    def _launch(self, microbatch: int, now: float) -> list[Command]:
+    def _launch(self, pipeline: Pipeline, microbatch: int, now: float) -> list[Command]:
         """Refill the rows of an idle microbatch and send its next step, if it has any work."""
-        opens, forks, commands = self._refill(microbatch, now)
-        step = self._pipeline.next_step(microbatch, opens, forks)
+        commands = self._seating.fill(pipeline, microbatch, now)
+        step = self._fleet.launch(pipeline, microbatch)
         if step is not None:
             commands.append(RunStep(step=step))
         return commands
 
-    def _refill(self, microbatch: int, now: float) -> tuple[list[Open], list[Fork], list[Command]]:
-        opens: list[Open] = []
-        forks: list[Fork] = []
-        commands: list[Command] = []
-        if not self._queue:
-            return opens, forks, commands
-        n_take = self._pipeline.may_take(microbatch, len(self._queue))
-        for slot in self._pipeline.free_slots(microbatch)[:n_take]:
-            if not self._queue:
-                break
-            sequence = self._queue.popleft()
-            group = self._groups[sequence.request.id]
-            holder = group.holder
-            self._pipeline.seat(sequence, slot)
-            if holder is not None and holder.slot is not None:
-                forks.append(sequence.fork(holder.slot, slot))
-            else:
-                opens.append(sequence.open(slot))
-            if not group.is_admitted:
-                group.is_admitted = True
-                commands.append(Admitted(request_id=group.request.id, now=now))
-        return opens, forks, commands
-
     def _step_finished(self, done: StepDone, now: float) -> list[Command]:
-        step = self._pipeline.finish(done.id, done.microbatch)
-        if step is None:
+        pipeline = self._fleet.get(done.pipeline)
+        step = pipeline.finish(done.id, done.microbatch) if pipeline is not None else None
+        if pipeline is None or step is None:
             return []
+        self._count_logged(step)
         commands = self._take_results(step, done, now)
-        commands += self._launch(done.microbatch, now)
-        if self._queue:
+        commands += self._launch(pipeline, done.microbatch, now)
+        if self._book.queue or len(self._fleet) > 1:
             commands += self._launch_idle(now)
         return commands
+
+    def _count_logged(self, step: Step) -> None:
+        """What the step appended is in every stage of its pipeline now."""
+        reached = [(each.seq, each.epoch, each.n_tokens) for each in step.adopts]
+        reached += [(each.seq, each.epoch, each.n_tokens) for each in step.forks]
+        reached += [(each.seq, each.epoch, each.position + 1) for each in step.decodes]
+        reached += [(each.seq, each.epoch, each.stop) for each in step.chunks]
+        for seq, epoch, stop in reached:
+            sequence = self._book.get(seq, epoch)
+            if sequence is not None:
+                sequence.n_done = max(sequence.n_done, stop)
 
     def _take_results(self, step: Step, done: StepDone, now: float) -> list[Command]:
         commands: list[Command] = []
         drawing = [decode for decode in step.decodes if decode.draw]
         for decode, drawn in zip(drawing, done.decoded, strict=True):
-            sequence = self._sequences.get(decode.seq)
+            sequence = self._book.get(decode.seq, decode.epoch)
             if sequence is not None:
                 commands += self._take_token(sequence, drawn, now)
         prompts = [chunk for chunk in step.chunks if chunk.draws]
         for chunk, firsts in zip(prompts, done.firsts, strict=True):
-            commands += self._take_firsts(chunk.seq, firsts, now)
+            first = self._book.get(chunk.seq, chunk.epoch)
+            if first is not None:
+                commands += self._take_firsts(first, firsts, now)
         return commands
 
     def _take_firsts(
-        self, seq: int, firsts: tuple[SampledToken | DrawFailed, ...], now: float
+        self, first: Sequence, firsts: tuple[SampledToken | DrawFailed, ...], now: float
     ) -> list[Command]:
         """The first tokens of all samples of a prompt; the further samples come to life here."""
-        first = self._sequences.get(seq)
-        if first is None:
-            return []
-        group = self._groups[first.request.id]
-        siblings = [self._new_sequence(first.request, i) for i in range(1, len(firsts))]
-        group.live.update({s.sample: s for s in siblings})
-        self._queue.extendleft(reversed(siblings))
-        commands: list[Command] = []
+        group, home = self._book.group_of(first), self._fleet.home_of(first)
+        is_apart = home is not None and home.purpose is Purpose.PROMPT
+        siblings = [self._book.add_sample(group, sample) for sample in range(1, len(firsts))]
+        self._book.wait_first(siblings)
+        commands = self._seating.entered(first, Place.TRANSFER if is_apart else Place.TOKEN, now)
         for sequence, drawn in zip([first, *siblings], firsts, strict=True):
             commands += self._take_token(sequence, drawn, now)
+        for sequence in group.seated:
+            commands += self._recovery.move_if_there(sequence, now)
         return commands
 
     def _take_token(
         self, sequence: Sequence, drawn: SampledToken | DrawFailed, now: float
     ) -> list[Command]:
         if isinstance(drawn, DrawFailed):
-            if sequence.slot is not None:
-                self._pipeline.poison(sequence.slot)
+            self._fleet.poison(sequence)
             return self._end(sequence, FinishReason.ERROR, now, error=drawn.reason)
         index = sequence.n_generated
         finish = sequence.append(drawn.id)
@@ -244,14 +253,15 @@ class Scheduler:
         return [emit]
 
     def _cancel(self, event: Cancel) -> list[Command]:
-        group = self._groups.get(event.request_id)
+        group = self._book.groups.get(event.request_id)
         if group is None:
             return []
         chosen = [s for s in group.live.values() if event.sample in (None, s.sample)]
         return [emit for s in chosen for emit in self._end(s, event.reason, event.now)]
 
     def _expire(self, now: float) -> list[Command]:
-        late = [g for g in self._groups.values() if g.deadline is not None and g.deadline <= now]
+        groups = self._book.groups.values()
+        late = [g for g in groups if g.deadline is not None and g.deadline <= now]
         return [
             emit
             for group in late
@@ -263,7 +273,7 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None
     ) -> list[Command]:
         """End a sample without another token, and with it those that it has yet to bring forth."""
-        samples = (sequence.sample, *self._groups[sequence.request.id].unborn)
+        samples = (sequence.sample, *self._book.group_of(sequence).unborn)
         self._forget(sequence, now)
         return [
             Emit(
@@ -279,16 +289,23 @@ class Scheduler:
 
     def _forget(self, sequence: Sequence, now: float) -> None:
         """Free all that an ended sample holds; its row goes to a sibling that needs the prompt."""
-        group = self._groups[sequence.request.id]
-        was_holder = group.holder is sequence
-        del group.live[sequence.sample], self._sequences[sequence.id]
-        if sequence.slot is None:
-            self._queue.remove(sequence)
-        slot = self._pipeline.leave(sequence)
-        if was_holder and slot is not None and group.holder is None and group.waiting:
-            heir = group.waiting[0]
-            self._queue.remove(heir)
-            self._pipeline.inherit(heir, slot)
+        group = self._book.group_of(sequence)
+        heir = self._heir(sequence)
+        if heir is not None:
+            self._fleet.hand_over(sequence, heir)
+            self._book.queue.remove(heir)
+        elif sequence.seat is not None:
+            self._fleet.leave(sequence)
+        else:
+            self._book.queue.remove(sequence)
+        self._book.forget(sequence)
         if not group.live:
-            del self._groups[group.request.id]
-            self._finishes.append(now)
+            self._admission.ended(now)
+
+    def _heir(self, sequence: Sequence) -> Sequence | None:
+        """A sibling without a row, when this one's row is the only one with their prompt."""
+        group, home = self._book.group_of(sequence), self._fleet.home_of(sequence)
+        is_whole = home is not None and home.is_whole and not sequence.awaits
+        has_prompt = not (sequence.is_in_prompt or sequence.is_beginning)
+        is_only = group.seated == [sequence]
+        return group.waiting[0] if is_whole and has_prompt and is_only and group.waiting else None

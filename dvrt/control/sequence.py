@@ -1,33 +1,79 @@
-"""One sample of a request: its known tokens, how far its log reaches, and what comes next."""
+"""One sample of a request: its known tokens, where its log is, how far it reaches, what comes next.
+
+Decides nothing: the fleet gives seats, the pipeline asks for the next operations.
+"""
 
 from __future__ import annotations
 
-from dvrt.control.steps import Chunk, Decode, Fork, Open
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from dvrt.control.steps import Adopt, Chunk, Decode, Fork, Open, Ship
 from dvrt.requests import FinishReason, Request
 
 
-class Sequence:
-    """The tokens of one sample and the length of its log in the pipeline.
+class Seat(NamedTuple):
+    """A row: a slot of a pipeline."""
 
-    ``n_logged`` counts the entries that every stage has, or will have once the step in flight is
-    done. n known tokens have at most n - 1 entries unless the next token is being drawn: the last
-    known position can always be computed again for its logits.
+    pipeline: int
+    slot: int
+
+
+class Sequence:
+    """The tokens of one sample and the length of its log.
+
+    ``n_logged`` counts the entries that every stage of its pipeline has, or will have once the
+    step in flight is done; ``n_done`` those that finished steps account for. n known tokens have
+    at most n - 1 entries unless the next token is being drawn, so the last known position can
+    always be computed again for its logits. Epochs grow over all sequences: of two logs that a
+    slot was used for, the later one has the larger epoch. ``is_kept``: it comes from an earlier
+    life, and what is left of its log is asked for as soon as it has a row.
     """
 
-    __slots__ = ("epoch", "id", "n_logged", "request", "sample", "slot", "tokens")
+    __slots__ = (
+        "arrived",
+        "awaits",
+        "epoch",
+        "fork_source",
+        "id",
+        "is_beginning",
+        "is_kept",
+        "must_reship",
+        "n_done",
+        "n_held",
+        "n_logged",
+        "n_prefill",
+        "n_shipped",
+        "request",
+        "sample",
+        "seat",
+        "target",
+        "tokens",
+    )
 
     def __init__(self, seq_id: int, request: Request, sample: int) -> None:
         self.id = seq_id
         self.request = request
         self.sample = sample
-        self.epoch = 0
         self.tokens: list[int] = list(request.prompt_ids)
-        self.n_logged = 0
-        self.slot: int | None = None
+        self.epoch = 0
+        self.n_logged = self.n_done = 0
+        self.n_prefill = len(request.prompt_ids)
+        self.seat: Seat | None = None
+        self.is_beginning = False
+        self.is_kept = False
+        self.fork_source: int | None = None
+        self.target: Seat | None = None
+        self.n_shipped = 0
+        self.must_reship = False
+        self.arrived: set[int] = set()
+        self.awaits: dict[int, int] = {}
+        self.n_held: int | None = None
 
     def __repr__(self) -> str:
-        where = "waiting" if self.slot is None else f"slot {self.slot}"
-        return f"<Sequence {self.id} {where} {self.n_logged}/{len(self.tokens)}>"
+        where = "waits" if self.seat is None else f"at {self.seat.pipeline}:{self.seat.slot}"
+        to = "" if self.target is None else f" to {self.target.pipeline}:{self.target.slot}"
+        return f"<Sequence {self.id}@{self.epoch} {where}{to} {self.n_logged}/{len(self.tokens)}>"
 
     @property
     def n_prompt(self) -> int:
@@ -39,30 +85,140 @@ class Sequence:
 
     @property
     def is_in_prompt(self) -> bool:
-        return self.n_logged < self.n_prompt
+        """It is extended in chunks: by its prompt, or by tokens that were known before a loss."""
+        return self.n_logged < self.n_prefill
 
     @property
-    def needs_context(self) -> bool:
-        return self.request.sampling.repetition_penalty != 1.0
+    def owes_ship(self) -> bool:
+        """Entries that it has are yet to be sent to where it is going."""
+        return self.target is not None and self.n_shipped < self.n_logged
 
-    def open(self, slot: int) -> Open:
-        """Begin the log in ``slot``, empty."""
-        self.slot, self.n_logged = slot, 0
-        sampling = self.request.sampling
-        return Open(slot=slot, seq=self.id, epoch=self.epoch, sample=self.sample, sampling=sampling)
+    # Where it sits.
 
-    def fork(self, source: int, slot: int) -> Fork:
-        """Begin the log in ``slot`` with the prompt's entries, which ``source`` holds."""
-        self.slot, self.n_logged = slot, self.n_prompt
-        return Fork(
-            source=source,
-            target=slot,
-            n_tokens=self.n_prompt,
+    def sit(self, seat: Seat, epoch: int, fork_source: int | None = None) -> None:
+        """Take a row; the log begins there, empty or with a sibling's prompt, in the next step."""
+        self.seat, self.epoch, self.fork_source = seat, epoch, fork_source
+        self.n_logged = 0 if fork_source is None else self.n_prompt
+        self.n_done = self.n_shipped = 0
+        self.is_beginning = True
+
+    def head_for(self, target: Seat) -> None:
+        """Have a row set aside elsewhere; what is logged already must be sent there."""
+        self.target = target
+        self.n_shipped = 0
+        self.arrived.clear()
+        self.must_reship = self.n_logged > 0
+
+    def stay(self) -> Seat | None:
+        """Give up the row that was set aside."""
+        target, self.target = self.target, None
+        self.n_shipped = 0
+        self.must_reship = False
+        self.arrived.clear()
+        return target
+
+    def move(self) -> None:
+        """Go on at the target, where all that is logged has arrived."""
+        self.seat, self.target = self.target, None
+        self.n_done = self.n_logged
+        self.n_shipped = 0
+        self.n_held = None
+        self.arrived.clear()
+        self.awaits.clear()
+        self.is_beginning = True
+
+    def unseat(self, epoch: int) -> None:
+        """Lose the row and the log; the known tokens remain and will be computed again."""
+        self.seat, self.epoch = None, epoch
+        self.n_logged = self.n_done = self.n_shipped = 0
+        self.is_beginning = False
+        self.fork_source = self.n_held = None
+        self.awaits.clear()
+
+    def prefill_known(self) -> None:
+        """Take what is known, but for the last token, in chunks: fewer calls, but other ones than
+        those that computed it first.
+        """
+        self.n_prefill = max(self.n_prompt, len(self.tokens) - 1)
+
+    def resume(self, length: int, epoch: int) -> None:
+        """Go on from the first ``length`` entries, which every stage has."""
+        self.epoch, self.fork_source, self.must_reship = epoch, None, False
+        self.n_logged = self.n_done = length
+        self.n_shipped = 0
+        self.n_held = None
+        self.arrived.clear()
+        self.is_beginning = True
+
+    def know(self, tokens: Iterable[int]) -> None:
+        """These were drawn in an earlier life, which may have left the log as well."""
+        self.tokens += tokens
+        self.is_kept = True
+
+    def expect(self, tickets: Mapping[int, int]) -> None:
+        """In its row; each of these stages says under its ticket what it has of the log."""
+        self.is_kept = False
+        self.n_logged = self.n_done = len(self.tokens) - 1
+        self.awaits.update(tickets)
+
+    def inherit(self, other: Sequence, epoch: int) -> None:
+        """Take the rows of a sibling that ends; the prompt's entries stay where they are."""
+        assert other.seat is not None
+        self.seat, self.target, self.epoch = other.seat, other.target, epoch
+        self.fork_source, self.is_beginning = other.seat.slot, True
+        self.n_logged = self.n_prompt
+        self.n_done = self.n_shipped = 0
+
+    # What comes next.
+
+    def restart_shipping(self, epoch: int) -> None:
+        """Send everything again, under a new epoch that the next step opens."""
+        self.epoch, self.is_beginning, self.must_reship = epoch, True, False
+        self.n_shipped = 0
+        self.arrived.clear()
+
+    def begin(self) -> Open | Adopt | Fork:
+        """The operation that opens the log in its row."""
+        self.is_beginning = False
+        source, self.fork_source = self.fork_source, None
+        slot, sampling = self._slot(), self.request.sampling
+        if source is not None:
+            return Fork(
+                source=source,
+                target=slot,
+                n_tokens=self.n_logged,
+                seq=self.id,
+                epoch=self.epoch,
+                sample=self.sample,
+                sampling=sampling,
+                context_ids=self._context(),
+            )
+        if not self.n_logged:
+            return Open(
+                slot=slot, seq=self.id, epoch=self.epoch, sample=self.sample, sampling=sampling
+            )
+        return Adopt(
+            slot=slot,
             seq=self.id,
             epoch=self.epoch,
+            n_tokens=self.n_logged,
             sample=self.sample,
-            sampling=self.request.sampling,
-            context_ids=self.request.prompt_ids if self.needs_context else (),
+            sampling=sampling,
+            context_ids=self._context(),
+        )
+
+    def ship(self) -> Ship:
+        """Send all that is logged to the target; it is complete there unless prompt is left."""
+        assert self.target is not None
+        self.n_shipped = self.n_logged
+        return Ship(
+            slot=self._slot(),
+            seq=self.id,
+            epoch=self.epoch,
+            stop=self.n_logged,
+            to=self.target.pipeline,
+            target=self.target.slot,
+            commits=not self.is_in_prompt,
         )
 
     def next_chunk(self, chunk_tokens: int) -> Chunk:
@@ -72,16 +228,21 @@ class Sequence:
         by the same calls (design rule of exact mode).
         """
         start = self.n_logged
-        stop = min(start - start % chunk_tokens + chunk_tokens, self.n_prompt)
+        stop = min(start - start % chunk_tokens + chunk_tokens, self.n_prefill)
         self.n_logged = stop
+        if self.target is not None:
+            self.n_shipped = stop
         draws = stop == self.n_prompt and self.n_generated == 0
         return Chunk(
             slot=self._slot(),
             seq=self.id,
             epoch=self.epoch,
             start=start,
-            tokens=self.request.prompt_ids[start:stop],
+            tokens=tuple(self.tokens[start:stop]),
             draws=tuple(range(self.request.n)) if draws else (),
+            to=self.target.pipeline if self.target is not None else None,
+            target=self.target.slot if self.target is not None else 0,
+            commits=self.target is not None and stop == self.n_prefill,
         )
 
     def next_decode(self) -> Decode:
@@ -108,6 +269,11 @@ class Sequence:
             return FinishReason.LENGTH
         return None
 
+    def _context(self) -> tuple[int, ...]:
+        if self.request.sampling.repetition_penalty == 1.0:
+            return ()
+        return tuple(self.tokens[: self.n_logged])
+
     def _slot(self) -> int:
-        assert self.slot is not None, "a sequence without a row was scheduled"
-        return self.slot
+        assert self.seat is not None, "a sequence without a row was scheduled"
+        return self.seat.slot

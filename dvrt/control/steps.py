@@ -1,8 +1,8 @@
 """A step: what one pass through the pipeline does to the logs of one microbatch, as messages.
 
 Steps travel first in, first out through all stages, so every stage applies the same operations
-in the same order: ``scrubs`` (slots whose memory is zeroed), ``opens``, ``forks``, then the
-``decodes`` and the ``chunks``.
+in the same order: ``scrubs`` (slots whose memory is zeroed), ``opens``, ``adopts``, ``forks``,
+``ships``, then the ``decodes`` and the ``chunks``. Ids of steps only ever grow.
 A slot is ``microbatch * batch_size + row``.
 """
 
@@ -21,6 +21,39 @@ class Open:
     epoch: int
     sample: int
     sampling: SamplingParams
+
+
+@message("step.adopt")
+class Adopt:
+    """Slot ``slot`` goes on with a log of which it holds the first ``n_tokens`` entries already.
+
+    They were shipped there, restored from a replica, or computed before a failure. What it holds
+    beyond them is forgotten; holding less is a breach of protocol. ``context_ids`` are the tokens
+    of those entries when the sampler needs them, else empty.
+    """
+
+    slot: int
+    seq: int
+    epoch: int
+    n_tokens: int
+    sample: int
+    sampling: SamplingParams
+    context_ids: tuple[int, ...] = ()
+
+
+@message("step.ship")
+class Ship:
+    """Send the entries [0, stop) of a log, which ``slot`` holds, to slot ``target`` of pipeline
+    ``to``; if it ``commits``, the log is complete there with them.
+    """
+
+    slot: int
+    seq: int
+    epoch: int
+    stop: int
+    to: int
+    target: int
+    commits: bool
 
 
 @message("step.fork")
@@ -54,7 +87,11 @@ class Decode:
 
 @message("step.chunk")
 class Chunk:
-    """Extend a log by prompt tokens from ``start``, then draw a first token for each ``draws``."""
+    """Extend a log by prompt tokens from ``start``, then draw a first token for each ``draws``.
+
+    With ``to``, the new entries go to slot ``target`` of that pipeline layer by layer, as each is
+    computed; if it ``commits``, the log is complete there with them.
+    """
 
     slot: int
     seq: int
@@ -62,6 +99,9 @@ class Chunk:
     start: int
     tokens: tuple[int, ...]
     draws: tuple[int, ...] = ()
+    to: int | None = None
+    target: int = 0
+    commits: bool = False
 
     @property
     def stop(self) -> int:
@@ -74,9 +114,12 @@ class Step:
 
     id: int
     microbatch: int
+    pipeline: int = 0
     scrubs: tuple[int, ...] = ()
     opens: tuple[Open, ...] = ()
+    adopts: tuple[Adopt, ...] = ()
     forks: tuple[Fork, ...] = ()
+    ships: tuple[Ship, ...] = ()
     decodes: tuple[Decode, ...] = ()
     chunks: tuple[Chunk, ...] = ()
 
@@ -99,6 +142,7 @@ class StepDone:
 
     id: int
     microbatch: int
+    pipeline: int = 0
     decoded: tuple[SampledToken | DrawFailed, ...] = ()
     firsts: tuple[tuple[SampledToken | DrawFailed, ...], ...] = ()
     spans: tuple[tuple[float, float], ...] = ()

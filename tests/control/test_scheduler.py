@@ -9,15 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvrt.control.events import Admitted, Cancel, Emit, Reject, RunStep, StepFinished, Submit, Tick
-from dvrt.control.pipeline import PipelineShape
+from dvrt.control.events import (
+    Cancel,
+    Emit,
+    Entered,
+    Place,
+    Reject,
+    RunStep,
+    StepFinished,
+    Submit,
+    Tick,
+)
+from dvrt.control.pipeline import PipelinePlan, PipelineShape, Purpose
 from dvrt.control.scheduler import Limits, Scheduler
 from dvrt.control.steps import Chunk, Decode, DrawFailed, Step, StepDone
 from dvrt.errors import Overloaded
 from dvrt.kv.log import LogTable
 from dvrt.requests import FinishReason, Request, SampledToken, SamplingParams
+from tests.control.cluster import VOCAB, expected_tokens, next_token
 
-VOCAB = 50
 EOS = 7
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -26,20 +36,6 @@ def make_request(name: str, n_prompt: int = 5, max_tokens: int = 4, **changes: o
     prompt = tuple((len(name) * 3 + i) % VOCAB for i in range(n_prompt))
     fields = {"id": name, "prompt_ids": prompt, "max_tokens": max_tokens, "sampling": GREEDY}
     return Request(**(fields | changes))
-
-
-def next_token(context: tuple[int, ...], sample: int) -> int:
-    """The stand-in model: a hash of everything in the log."""
-    return random.Random(f"{context}{sample}").randrange(VOCAB)
-
-
-def expected_tokens(request: Request, sample: int) -> list[int]:
-    tokens = list(request.prompt_ids)
-    while len(tokens) - len(request.prompt_ids) < request.max_tokens:
-        tokens.append(next_token(tuple(tokens), sample))
-        if tokens[-1] in request.eos_ids:
-            break
-    return tokens[len(request.prompt_ids) :]
 
 
 class DictPipeline:
@@ -56,6 +52,14 @@ class DictPipeline:
         for item in step.opens:
             self.logs.open(item.slot, seq=item.seq, epoch=item.epoch)
             self.tokens[item.slot], self.samples[item.slot] = [], item.sample
+        for adopt in step.adopts:
+            log = self.logs.get(adopt.slot)
+            assert log is not None
+            assert log.seq == adopt.seq
+            names = {"seq": adopt.seq, "epoch": adopt.epoch, "length": adopt.n_tokens}
+            self.logs.truncate(adopt.slot, **names)
+            self.tokens[adopt.slot] = self.tokens[adopt.slot][: adopt.n_tokens]
+            self.samples[adopt.slot] = adopt.sample
         for fork in step.forks:
             self.logs.fork(
                 fork.source, fork.target, seq=fork.seq, epoch=fork.epoch, length=fork.n_tokens
@@ -96,9 +100,8 @@ class Bench:
     def __init__(
         self, shape: PipelineShape, *, max_queue: int = 100, max_context: int = 64
     ) -> None:
-        self.scheduler = Scheduler(
-            shape, Limits(max_context=max_context, vocab_size=VOCAB, max_queue=max_queue)
-        )
+        limits = Limits(max_context=max_context, vocab_size=VOCAB, max_queue=max_queue)
+        self.scheduler = Scheduler([PipelinePlan(id=0, purpose=Purpose.BOTH, shape=shape)], limits)
         self.pipeline = DictPipeline(shape, max_context)
         self.out: dict[tuple[str, int], list[int]] = defaultdict(list)
         self.ends: dict[tuple[str, int], FinishReason] = {}
@@ -113,7 +116,7 @@ class Bench:
                     self.pipeline.flying.append(step)
                 case Reject():
                     self.rejects[command.request_id] = command.error
-                case Admitted():
+                case Entered(place=Place.PROMPT):
                     self.admitted.append(command.request_id)
                 case Emit():
                     self.take(command)
@@ -242,13 +245,13 @@ def test_samples_share_one_computed_prompt() -> None:
     bench = Bench(shape_of(n_stages=1, n_microbatches=2, batch_size=2))
     request = make_request("r", 9, 6, n=6)
     bench.give(Submit(request=request, now=0.0))
-    chunks = forks = 0
+    chunks = copies = 0
     while bench.pipeline.flying:
         step = bench.pipeline.flying[0]
         chunks += len(step.chunks)
-        forks += len(step.forks)
+        copies += len(step.forks) + len(step.adopts)
         bench.turn()
-    assert (chunks, forks) == (3, 5)
+    assert (chunks, copies) == (3, 5)
     for sample in range(6):
         assert bench.out[("r", sample)] == expected_tokens(request, sample)
 
