@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dvrt.requests import FinishReason
@@ -37,11 +38,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds: waiting for a row, from submission to the first token, and to the end."""
+    """Seconds: waiting for a row, from submission to the first token, and to the end.
+
+    ``places`` says how long the request was where: queue, slot, prompt, transfer, token.
+    """
 
     queued_s: float
     first_token_s: float
     total_s: float
+    places: Mapping[str, float] = field(default_factory=dict)
 
     def per_token_s(self, n_tokens: int) -> float:
         """Mean time between tokens after the first; 0 for a single token."""
@@ -72,7 +77,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """One worker as the controller sees it; ``layers`` is the half-open interval it holds."""
+    """One worker as the controller sees it; ``layers`` is the half-open interval it holds.
+
+    ``role`` is stage, prompt, token or spare; ``state`` is idle, loading, loaded, ready, lost or
+    ended. ``replica_lag`` is how many tokens of a sequence the copies of its logs lack; None
+    without copies. ``swap`` says, where the worker swaps, how it goes: its ``gain`` is how many
+    times the tokens of half the batch without swapping there are if requests fill the context.
+    """
 
     name: str
     pid: int
@@ -85,11 +96,29 @@ class WorkerStatus:
     kv_bytes: int = 0
     steps: int = 0
     busy_s: float = 0.0
+    pipeline: int | None = None
+    replica_lag: int | None = None
+    swap: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStatus:
+    """One pipeline: what it is for (both, prompt or token) and the states of its stages."""
+
+    id: int
+    purpose: str
+    n_microbatches: int
+    batch_size: int
+    stages: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The cluster at one moment. ``state`` is starting, serving, draining, degraded or stopped."""
+    """The cluster at one moment.
+
+    ``state`` is starting, serving, recovering, draining, failed or stopped; ``reason`` says why it
+    is recovering or has failed. ``n_lost`` counts workers that were lost since the launch.
+    """
 
     model: str
     state: str
@@ -99,6 +128,9 @@ class Status:
     n_rows: int
     n_finished: int
     uptime_s: float
+    reason: str = ""
+    pipelines: tuple[PipelineStatus, ...] = ()
+    n_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

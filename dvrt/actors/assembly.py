@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 
 from dvrt.actors.compute import Compute, LoopCompute, ThreadCompute
-from dvrt.actors.executor import StageExecutor, StageModel
+from dvrt.actors.executor import StageExecutor
+from dvrt.actors.host import HostActor
 from dvrt.actors.messages import LoadStage
-from dvrt.actors.stage import StageActor
+from dvrt.actors.model import StageModel
 from dvrt.actors.worker_process import WorkerBoot, worker_main
+from dvrt.kv.spans import Span
 from dvrt.models.hash_model import HashModel
 from dvrt.models.sampling import draw
+from dvrt.models.swap_hash import swapping_hash_model
 from dvrt.virtual import VirtualLoop
 
 _log = logging.getLogger("dvrt.actors")
 
 
 async def run_stage_worker(boot: WorkerBoot) -> int:
-    """A worker of a pipeline, from joining to its exit code; see ``worker_main``."""
-    return await worker_main(boot, make_stage)
+    """A worker of a cluster, from joining to its exit code; see ``worker_main``."""
+    return await worker_main(boot, make_host)
 
 
-def make_stage(boot: WorkerBoot) -> StageActor:
-    return StageActor(boot.name, make_executor=make_executor, make_compute=make_compute)
+def make_host(boot: WorkerBoot) -> HostActor:
+    return HostActor(
+        boot.name,
+        boot.controller,
+        replica_bytes=boot.replica_bytes or sys.maxsize,
+        make_executor=make_executor,
+        make_compute=make_compute,
+    )
 
 
 def make_executor(order: LoadStage) -> StageExecutor:
@@ -31,10 +41,11 @@ def make_executor(order: LoadStage) -> StageExecutor:
     spec = order.spec
     return StageExecutor(
         _make_model(order),
+        span=Span.of(spec.first, spec.stop),
+        n_layers=spec.n_layers,
         n_slots=spec.n_slots,
         batch_size=spec.batch_size,
         max_context=spec.max_context,
-        is_first=spec.is_first,
         draw=draw if spec.is_last else None,
     )
 
@@ -42,23 +53,32 @@ def make_executor(order: LoadStage) -> StageExecutor:
 def _make_model(order: LoadStage) -> StageModel:
     spec = order.spec
     if spec.device == "null":
-        return HashModel(
-            first_layer=spec.first,
-            stop_layer=spec.stop,
-            n_slots=spec.n_slots,
-            batch_size=spec.batch_size,
-            max_context=spec.max_context,
-            vocab_size=order.vocab_size,
-        )
+        return swapping_hash_model(spec, order.vocab_size) if spec.swaps else _hash_model(order)
     from dvrt.models.runner import StageRunner
     from dvrt.models.selfcheck import check_exactness
 
-    runner = StageRunner(spec)
+    runner = StageRunner(spec.on_device())
     if spec.exact:
         found = check_exactness(runner)
         if not found.holds:
             _log.warning("stage %d: %s", order.stage, found)
-    return runner
+    if not spec.swaps:
+        return runner
+    from dvrt.models.swap_arena import swap_runner
+
+    return swap_runner(runner, spec)
+
+
+def _hash_model(order: LoadStage) -> HashModel:
+    spec = order.spec
+    return HashModel(
+        first_layer=spec.first,
+        stop_layer=spec.stop,
+        n_slots=spec.n_slots,
+        batch_size=spec.batch_size,
+        max_context=spec.max_context,
+        vocab_size=order.vocab_size,
+    )
 
 
 def make_compute(name: str) -> Compute:

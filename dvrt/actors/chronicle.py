@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from dvrt.actors.mending import Mendings
+from dvrt.actors.messages import Arrived, Replicated, Swapped
+from dvrt.actors.replication import ReplicaLags
 from dvrt.actors.stream import RequestStream
+from dvrt.actors.topology import Seat
 from dvrt.clock import Clock
-from dvrt.control.events import Emit
+from dvrt.control.events import Emit, Entered, Place, Rewind
+from dvrt.control.scheduler import SchedulerStatistics
 from dvrt.control.steps import Step, StepDone
 from dvrt.errors import DvrtError, Overloaded
 from dvrt.observe.events import EventLog, Record
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
 from dvrt.results import WorkerStatus
+
+_log = logging.getLogger("dvrt.actors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +30,7 @@ class _Flight:
 
     began: float
     kind: str
+    pipeline: int
 
 
 class Chronicle:
@@ -31,6 +41,8 @@ class Chronicle:
         self._tracer = tracer
         self._clock = clock
         self._events = EventLog()
+        self._lags = ReplicaLags()
+        self.mendings = Mendings(self._events, metrics, tracer, clock)
         self._flights: dict[int, _Flight] = {}
         self.n_finished = 0
 
@@ -39,6 +51,28 @@ class Chronicle:
         """For how long the oldest step in flight has been away; 0 without one."""
         oldest = next(iter(self._flights.values()), None)
         return 0.0 if oldest is None else self._clock.time() - oldest.began
+
+    def read(self, statistics: Callable[[], SchedulerStatistics]) -> None:
+        """Have these numbers shown with the metrics, as they are at that moment."""
+        self._metrics.watch(
+            queue_depth=lambda: statistics().n_queued,
+            running=lambda: statistics().n_running,
+            rows=lambda: statistics().n_rows,
+        )
+        readings: tuple[tuple[str, str, Callable[[], float]], ...] = (
+            (
+                "dvrt_recomputed_tokens",
+                "Positions computed again after losses, since the start.",
+                lambda: statistics().recomputed_tokens,
+            ),
+            (
+                "dvrt_restored_tokens",
+                "Positions that came back from copies, for each stage, since the start.",
+                lambda: statistics().restored_tokens,
+            ),
+        )
+        for name, help_text, reading in readings:
+            self._metrics.add_gauge(name, help_text, reading)
 
     def records(self) -> tuple[Record, ...]:
         return self._events.records()
@@ -49,6 +83,53 @@ class Chronicle:
     def worker(self, status: WorkerStatus, reason: str) -> None:
         self._events.add(self._clock.time(), status.name, status.state, reason)
 
+    def lost(self, worker: str, reason: str, silence_s: float) -> None:
+        """A worker is lost. The log says it once; the worker's own record came before."""
+        _log.warning("worker %s is lost: %s", worker, reason.partition("\n")[0])
+        self._metrics.worker_lost()
+        self._metrics.recovered("detect", silence_s)
+
+    def stage_lost(self, seat: Seat, worker: str) -> None:
+        self.mendings.stage_lost(seat, worker)
+
+    def retired(self, pipeline: int) -> None:
+        self._lags.forget(pipeline)
+        self.mendings.closed(pipeline)
+        self._events.add(self._clock.time(), f"pipeline {pipeline}", "closed", "it is empty")
+
+    def replicated(self, message: Replicated) -> int:
+        """The lag that a copy still has, in tokens of one sequence."""
+        lag = self._lags.acknowledged(message.pipeline, message.step)
+        self._metrics.replica_lag(lag)
+        return lag
+
+    def warned(self, pipeline: int, stage: int, reason: str) -> None:
+        """A stage works as it was told, and it would be better otherwise."""
+        subject = f"pipeline {pipeline} stage {stage}"
+        self._events.add(self._clock.time(), subject, "warned", reason)
+        _log.warning("%s: %s", subject, reason)
+
+    def swapped(self, message: Swapped) -> None:
+        """Copies of a stage that swaps, as lanes beside its compute."""
+        if self._tracer is None:
+            return
+        lane = f"pipeline {message.pipeline} stage {message.stage} copies"
+        for direction, microbatch, began, seconds, nbytes in message.copies:
+            self._tracer.complete(
+                f"{direction} {microbatch}",
+                process="stages",
+                lane=f"{lane} {direction}",
+                start_s=began,
+                duration_s=seconds,
+                arguments={"bytes": nbytes},
+            )
+
+    def log_refused(self, message: Arrived) -> None:
+        """What came of a log was not what was sent."""
+        subject = f"pipeline {message.pipeline} stage {message.stage}"
+        text = f"the log of sequence {message.seq}: {message.reason}"
+        self._events.add(self._clock.time(), subject, "refused", text)
+
     def refused(self, error: DvrtError) -> None:
         code = "queue_full" if isinstance(error, Overloaded) else getattr(error, "code", None)
         self._metrics.request_rejected(code or "invalid")
@@ -57,8 +138,9 @@ class Chronicle:
         self._metrics.request_submitted()
         self._events.add(self._clock.time(), request_id, "submitted")
 
-    def admitted(self, request_id: str) -> None:
-        self._events.add(self._clock.time(), request_id, "admitted")
+    def entered(self, entered: Entered) -> None:
+        state = "admitted" if entered.place is Place.PROMPT else f"in {entered.place.value}"
+        self._events.add(self._clock.time(), entered.request_id, state)
 
     def finished(self, stream: RequestStream, last: Emit) -> None:
         """A request has ended; ``last`` is the emit that ended its last sample."""
@@ -75,22 +157,32 @@ class Chronicle:
             first_token_s=timings.first_token_s if stream.n_generated else None,
             total_s=timings.total_s,
         )
+        for place, seconds in timings.places.items():
+            self._metrics.waited(place, seconds)
         self._trace_request(stream)
 
     def launched(self, step: Step) -> None:
-        self._flights[step.id] = _Flight(self._clock.time(), _kind(step))
+        self._flights[step.id] = _Flight(self._clock.time(), _kind(step), step.pipeline)
+
+    def rewound(self, rewind: Rewind) -> None:
+        """Steps that are void do not come back."""
+        for number, flight in list(self._flights.items()):
+            if flight.pipeline == rewind.pipeline and number < rewind.below:
+                del self._flights[number]
 
     def landed(self, done: StepDone) -> None:
         """A step is back; its stages' spans go into the metrics and the trace."""
         flight = self._flights.pop(done.id, None)
         kind = flight.kind if flight is not None else "token"
+        self._lags.finished(done.pipeline, done.id, done.microbatch)
+        self.mendings.landed(done)
         for stage, (began, busy_s) in enumerate(done.spans):
             self._metrics.step_finished(stage, busy_s, kind)
             if self._tracer is not None:
                 self._tracer.complete(
                     f"{kind} {done.microbatch}",
                     process="stages",
-                    lane=f"stage {stage}",
+                    lane=f"pipeline {done.pipeline} stage {stage}",
                     start_s=began,
                     duration_s=busy_s,
                     arguments={"step": done.id},
@@ -112,6 +204,14 @@ class Chronicle:
                 "tokens": stream.n_generated,
             },
         )
+        for place, began, seconds in stream.spans():
+            self._tracer.complete(
+                place.value,
+                process="places",
+                lane=stream.request.id,
+                start_s=began,
+                duration_s=seconds,
+            )
 
 
 def _kind(step: Step) -> str:

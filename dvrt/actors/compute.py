@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +109,7 @@ class LoopCompute:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._free_at = 0.0
+        self._queue: deque[tuple[Callable[[], Any], float, asyncio.Future[Any]]] = deque()
         self._timers: set[asyncio.TimerHandle] = set()
         self._closed = False
 
@@ -117,16 +119,11 @@ class LoopCompute:
             future.cancel()
             return future
         self._free_at = max(self._free_at, self._loop.time()) + cost_s
+        self._queue.append((work, cost_s, future))
 
         def run() -> None:
             self._timers.discard(timer)
-            if future.done():
-                return
-            try:
-                began = self._loop.time() - cost_s
-                future.set_result(Done(value=work(), began=began, busy_s=cost_s))
-            except Exception as error:
-                future.set_exception(error)
+            self._run_next()
 
         timer = self._loop.call_at(self._free_at, run)
         self._timers.add(timer)
@@ -134,6 +131,18 @@ class LoopCompute:
 
     def close(self) -> None:
         self._closed = True
+        self._queue.clear()
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+
+    def _run_next(self) -> None:
+        """The oldest work: timers that are due at the same instant may fire in any order."""
+        work, cost_s, future = self._queue.popleft()
+        if future.done():
+            return
+        try:
+            began = self._loop.time() - cost_s
+            future.set_result(Done(value=work(), began=began, busy_s=cost_s))
+        except Exception as error:
+            future.set_exception(error)

@@ -1,48 +1,40 @@
-"""The controller: turns joined workers into a pipeline, and requests into steps.
+"""The controller: the actor that workers and stages talk to, and what the engine calls.
 
-It feeds events to the scheduler and carries out the commands; it decides nothing by itself. All its
-state belongs to one event loop, and every touch of the scheduler is synchronous.
+The overseer sees to the workers, the dispatcher to the requests; this connects the two and says how
+the cluster is. All its state belongs to one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.chronicle import Chronicle
-from dvrt.actors.cluster import ClusterPlan
-from dvrt.actors.messages import Connected, Forward, Joined, StageLoaded
-from dvrt.actors.roster import Roster
+from dvrt.actors.cluster import ClusterPlan, PipelineLayout, Split
+from dvrt.actors.crew import Crew, Spawn
+from dvrt.actors.dispatch import Dispatcher
+from dvrt.actors.journal import Journal
+from dvrt.actors.keeping import Keeper
+from dvrt.actors.kept_stream import KeptStream
+from dvrt.actors.messages import Arrived, Connected, Joined, Replicated, StageLoaded, Swapped
+from dvrt.actors.outlook import Outlook, Watchfulness
+from dvrt.actors.overseer import Overseer
+from dvrt.actors.rebalance import Rebalancer
+from dvrt.actors.restoration import Restorer
+from dvrt.actors.roster import LOST
 from dvrt.actors.stream import RequestStream
-from dvrt.control.events import (
-    Admitted,
-    Cancel,
-    Command,
-    Emit,
-    Event,
-    Reject,
-    RunStep,
-    StepFinished,
-    Submit,
-    Tick,
-)
-from dvrt.control.scheduler import Scheduler
-from dvrt.control.steps import Step, StepDone
-from dvrt.errors import (
-    ActorError,
-    DvrtError,
-    ProtocolError,
-    StageFailed,
-    TransportError,
-    Unavailable,
-)
+from dvrt.actors.swapping import judge_figures
+from dvrt.actors.topology import Seat
+from dvrt.control.events import Restore, Wanted
+from dvrt.control.steps import StepDone
+from dvrt.errors import DvrtError, ProtocolError, StageFailed, Unavailable
 from dvrt.observe.events import Record
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
 from dvrt.requests import FinishReason, Request
-from dvrt.results import Status, WorkerStatus
+from dvrt.results import PipelineStatus, Status, WorkerStatus
 from dvrt.virtual import precise_clock
 from dvrt.wire import Message
 
@@ -53,83 +45,119 @@ Progress = Callable[[WorkerStatus], None]
 
 
 class Controller(Actor):
-    """All workers and requests of one cluster; see Roster for how workers become stages.
+    """All workers and requests of one cluster.
 
-    Requests are served from when all stages are connected until a worker is lost or the controller
-    is stopped. Belongs to the event loop that it is made on.
+    Requests are served from when all stages are connected until too many workers are lost or the
+    controller is stopped. Belongs to the event loop that it is made on; ``start`` once its node has
+    spawned it.
     """
 
     def __init__(
         self,
         plan: ClusterPlan,
         metrics: Metrics,
+        watchfulness: Watchfulness,
         *,
-        names: Sequence[str],
-        heartbeat_s: float,
-        lease_s: float,
         tracer: Tracer | None = None,
         on_progress: Progress | None = None,
+        journal: Journal | None = None,
+        reattach_s: float = 0.0,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._clock = precise_clock(self._loop)
+        loop = asyncio.get_running_loop()
+        self._clock = precise_clock(loop)
         self._began = self._clock.time()
-        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._ready: asyncio.Future[None] = loop.create_future()
         self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._plan = plan
+        self._plan, self._watchfulness = plan, watchfulness
         self._on_progress = on_progress
         self._chronicle = Chronicle(metrics, tracer, self._clock)
-        self._scheduler = Scheduler(plan.shape, plan.limits)
-        self._streams: dict[str, RequestStream] = {}
+        self._journal = journal
+        self._dispatcher = Dispatcher(
+            plan,
+            self._chronicle,
+            self._clock,
+            restore=self._restore,
+            retire=self._retire,
+            keeper=Keeper(journal, linger_s=reattach_s) if journal is not None else None,
+            first_number=journal.first_number if journal is not None else 0,
+        )
+        self._overseer = Overseer(watchfulness, self._outlook(), self._clock)
+        self._rebalancer = Rebalancer(
+            plan.blueprint,
+            self._overseer,
+            first_id=1 + self._dispatcher.newest_pipeline,
+            take_over=self._take_over,
+        )
+        self._restorer: Restorer
         self._state = "starting"
         self._failure: DvrtError | None = None
-        self._deadline_timer: asyncio.TimerHandle | None = None
-        self._roster = Roster(
-            plan.stages,
-            names=names,
-            heartbeat_s=heartbeat_s,
-            lease_s=lease_s,
-            on_status=self._worker_changed,
-            on_loss=self.worker_lost,
-        )
-        metrics.watch(
-            queue_depth=lambda: self._scheduler.statistics().n_queued,
-            running=lambda: self._scheduler.statistics().n_running,
-            rows=lambda: self._scheduler.statistics().n_rows,
+        self._chronicle.read(self._dispatcher.statistics)
+        if journal is not None:
+            journal.on_failure = partial(self._chronicle.cluster, "journal off")
+
+    def _outlook(self) -> Outlook:
+        return Outlook(
+            status=self._worker_changed,
+            lost=self._lost,
+            replaced=self._chronicle.mendings.replaced,
+            returned=self._returned,
+            settled=self._settled,
+            failed=self._failed,
         )
 
     async def on_stop(self, reason: str) -> None:
         """Nobody is left waiting: requests get an error, workers are told to end."""
         self._end_serving(Unavailable(f"the cluster was stopped: {reason}"), state="stopped")
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
-        self._roster.close(reason)
+        self._overseer.close(reason)
+        await self._restorer.aclose()
 
     # What the cluster's owner calls, all of it on the controller's loop.
+
+    def start(self, spawn: Spawn, *, n_external: int) -> Crew:
+        """Have workers started; the caller closes the crew before its nursery."""
+        crew = Crew(spawn, self._overseer.exited)
+        self._overseer.start(self._plan.layouts, crew, n_external=n_external)
+        return crew
+
+    def open(self) -> None:
+        """The actor has its node: workers can join."""
+        self._overseer.open(self.node, self.me)
+        self._dispatcher.open(self.node, self._overseer)
+        self._restorer = Restorer(
+            self.node,
+            self._overseer.roster,
+            answer=self._restored,
+            done=self._chronicle.mendings.all_restored,
+        )
 
     async def wait_ready(self) -> None:
         """Return when all stages are loaded and connected. Raises what prevented it."""
         await asyncio.shield(self._ready)
 
-    def submit(self, request: Request) -> RequestStream:
-        """Take a request. Raises RequestRejected, or Unavailable when the cluster cannot serve."""
-        if self._state != "serving":
-            why = f": {self._failure}" if self._failure is not None else ""
-            raise Unavailable(f"the cluster is {self._state}{why}")
-        now = self._clock.time()
-        commands = self._scheduler.handle(Submit(request=request, now=now))
-        for command in commands:
-            if isinstance(command, Reject):
-                self._chronicle.refused(command.error)
-                raise command.error
-        stream = self._streams[request.id] = RequestStream(request, submitted=now)
-        self._chronicle.submitted(request.id)
-        self._quiet.clear()
-        self._perform(commands)
-        if request.deadline_s is not None:
-            self._wake_at(now + request.deadline_s)
-        return stream
+    def submit(
+        self, request: Request, *, stop: tuple[str, ...] = (), lingers: bool = False
+    ) -> RequestStream:
+        """Take a request, whose one consumer will ``leave``. Raises RequestRejected, or Unavailable
+        when the cluster cannot serve.
+
+        With a journal, one that ``lingers`` goes on for a while after that; ``stop`` is kept for
+        whoever finds it.
+        """
+        self._require_serving()
+        return self._dispatcher.submit(request, stop=stop, lingers=lingers)
+
+    def leave(self, stream: RequestStream) -> None:
+        """The consumer of a stream goes: the request ends, if it is not to linger."""
+        self._dispatcher.leave(stream)
+
+    @property
+    def is_journalled(self) -> bool:
+        return self._journal is not None and not self._journal.is_off
+
+    async def find(self, request_id: str) -> KeptStream | None:
+        """The stream of a request in the journal, running or ended, for a consumer who will
+        ``leave``; None for an unknown one."""
+        return await self._dispatcher.find(request_id)
 
     def cancel(
         self,
@@ -139,17 +167,39 @@ class Controller(Actor):
         reason: FinishReason = FinishReason.CANCELLED,
     ) -> None:
         """End a request or one of its samples; harmless when it has ended."""
-        if request_id in self._streams:
-            now = self._clock.time()
-            event = Cancel(request_id=request_id, now=now, reason=reason, sample=sample)
-            self._handle(event)
+        self._dispatcher.cancel(request_id, sample, reason)
+
+    async def rebalance(self, split: Split) -> None:
+        """Serve with another split; returns when the former pipelines are closed.
+
+        Cancelling the wait does not stop the change. Raises ConfigError for a split that cannot
+        be, Unavailable when it cannot be changed now, StageFailed when the change was undone.
+        """
+        self._require_serving()
+        limit_s = self._watchfulness.start_limit_s
+        change = self._rebalancer.begin(split, limit_s=limit_s)
+        self._chronicle.cluster("rebalancing", f"to {split}")
+        await asyncio.shield(change)
 
     def status(self) -> Status:
-        numbers = self._scheduler.statistics()
+        numbers = self._dispatcher.statistics()
+        topology = self._overseer.topology
         return Status(
             model=self._plan.card.name,
-            state=self._state,
-            workers=self._roster.statuses(),
+            state=self.state,
+            reason=self._reason(),
+            workers=self._overseer.roster.statuses(topology.owners),
+            pipelines=tuple(
+                PipelineStatus(
+                    id=row.plan.id,
+                    purpose=row.plan.purpose.value,
+                    n_microbatches=row.plan.shape.n_microbatches,
+                    batch_size=row.plan.shape.batch_size,
+                    stages=tuple(seat.state.value for seat in row.seats),
+                )
+                for row in topology.rows
+            ),
+            n_lost=self._overseer.n_lost,
             n_queued=numbers.n_queued,
             n_running=numbers.n_running,
             n_rows=numbers.n_rows,
@@ -157,12 +207,23 @@ class Controller(Actor):
             uptime_s=self._clock.time() - self._began,
         )
 
+    @property
+    def state(self) -> str:
+        """See Status."""
+        return "recovering" if self._state == "serving" and self._missed() else self._state
+
     def events(self) -> tuple[Record, ...]:
         return self._chronicle.records()
 
     def is_healthy(self) -> bool:
-        is_up = self._state in ("serving", "draining")
+        """False while no token can come: before and after serving, while a stage is missing, and
+        when a step takes too long."""
+        is_up = self._state in ("serving", "draining") and not self._missed()
         return is_up and self._chronicle.oldest_flight_s < STALL_LIMIT_S
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if rows, queue and requests do not account for each other."""
+        self._dispatcher.check_integrity()
 
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests; wait for the running ones, then end those that are left."""
@@ -170,17 +231,9 @@ class Controller(Actor):
             self._state = "draining"
         try:
             async with asyncio.timeout(limit_s):
-                await self._quiet.wait()
+                await self._dispatcher.quiet.wait()
         except TimeoutError:
-            for request_id in list(self._streams):
-                self.cancel(request_id)
-
-    def worker_lost(self, worker: str, reason: str) -> None:
-        """A worker has ended. Every request that it served ends with an error that says so."""
-        is_closing = self._state == "stopped"
-        self._roster.ended(worker, "ended" if is_closing else "lost", reason)
-        if not is_closing and self._state != "failed":
-            self._end_serving(StageFailed(worker, reason), state="failed")
+            self._dispatcher.cancel_all()
 
     # Messages.
 
@@ -188,95 +241,158 @@ class Controller(Actor):
         match message:
             case StepDone():
                 self._step_done(message)
+            case Arrived():
+                self._arrived(message)
+            case Replicated():
+                self._replicated(message)
             case Joined():
-                await self._roster.join(message, self.node, self.me)
+                self._overseer.join(message)
             case StageLoaded():
-                await self._roster.loaded(message, self.me)
-            case Connected(worker=name):
-                self._connected(name)
+                self._loaded(message)
+            case Swapped():
+                self._swapped(message)
+            case Connected():
+                self._overseer.connected(message)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
 
-    def _connected(self, name: str) -> None:
-        self._roster.connected(name)
-        if self._roster.all_are("ready") and not self._ready.done():
-            self._state = "serving"
-            self._chronicle.cluster("serving")
-            self._ready.set_result(None)
+    def _step_done(self, done: StepDone) -> None:
+        if self._is_over:
+            return
+        self._dispatcher.step_done(done)
+        for stage, (_, busy_s) in enumerate(done.spans):
+            self._overseer.computed(done.pipeline, stage, busy_s)
+
+    def _arrived(self, message: Arrived) -> None:
+        seat = self._overseer.topology.seat(message.pipeline, message.stage)
+        if seat is None or not seat.is_live or self._is_over:
+            return
+        if message.reason:
+            self._chronicle.log_refused(message)
+        if not self._restorer.arrived(seat, message):
+            self._dispatcher.log_arrived(
+                seat, message.slot, message.seq, message.epoch, message.length
+            )
+
+    def _loaded(self, message: StageLoaded) -> None:
+        self._overseer.loaded(message)
+        if message.swap is None:
+            return
+        self._overseer.swapped(message.pipeline, message.stage, message.swap)
+        judged = judge_figures(message.swap)
+        if judged is not None and not judged.pays:
+            self._chronicle.warned(message.pipeline, message.stage, str(judged))
+
+    def _swapped(self, message: Swapped) -> None:
+        self._overseer.swapped(message.pipeline, message.stage, message.figures)
+        self._chronicle.swapped(message)
+
+    def _replicated(self, message: Replicated) -> None:
+        seat = self._overseer.topology.seat(message.pipeline, message.stage)
+        if seat is not None and seat.is_live:
+            self._overseer.lags(seat, self._chronicle.replicated(message))
+
+    # What the overseer sees.
 
     def _worker_changed(self, status: WorkerStatus, reason: str) -> None:
         self._chronicle.worker(status, reason)
         if self._on_progress is not None:
             self._on_progress(status)
 
-    # Events and commands.
+    def _lost(self, seats: list[Seat], worker: str, reason: str, silence_s: float) -> None:
+        self._chronicle.lost(worker, reason, silence_s)
+        if seats:
+            self._rebalancer.undo(f"worker {worker} was lost: {reason}")
+        for seat in seats:
+            self._restorer.abandon(seat)
+            is_driven = self._overseer.is_serving and self._dispatcher.drives(seat.key[0])
+            if is_driven and not seat.is_missed:
+                seat.is_missed = True
+                self._chronicle.stage_lost(seat, worker)
+                self._dispatcher.stage_lost(seat)
 
-    def _step_done(self, done: StepDone) -> None:
-        """Send the next step first: everything else can be done while it is on its way."""
-        self._handle(StepFinished(done=done, now=self._clock.time()))
-        self._chronicle.landed(done)
-        for stage, (_, busy_s) in enumerate(done.spans):
-            self._roster.computed(stage, busy_s)
+    def _returned(self, seat: Seat) -> None:
+        is_restoring = self._dispatcher.stage_ready(seat)
+        self._chronicle.mendings.returned(seat, is_restoring=is_restoring)
 
-    def _handle(self, event: Event) -> None:
-        self._perform(self._scheduler.handle(event))
+    def _settled(self) -> None:
+        if not self._ready.done():
+            self._state = "serving"
+            self._chronicle.cluster("serving")
+            self._resume()
+            self._ready.set_result(None)
+        if self._rebalancer.settled():
+            self._chronicle.cluster(self.state, "the split was changed")
 
-    def _perform(self, commands: list[Command]) -> None:
-        """Carry commands out; steps leave before anything is told to clients."""
-        for command in commands:
-            if isinstance(command, RunStep):
-                self._launch(command.step)
-        for command in commands:
-            match command:
-                case RunStep():
-                    pass
-                case Emit():
-                    self._emit(command)
-                case Admitted(request_id=request_id, now=now):
-                    self._chronicle.admitted(request_id)
-                    self._streams[request_id].admitted(now)
-                case Reject():
-                    raise AssertionError("only a submission can be rejected")
+    def _resume(self) -> None:
+        """Go on with what an earlier life of the controller has left."""
+        journal = self._journal
+        if journal is not None and journal.remains:
+            n, generation = len(journal.remains), journal.generation
+            self._chronicle.cluster("resuming", f"{n} requests, in generation {generation}")
+            self._dispatcher.resume(journal.remains)
+            journal.remains = ()
 
-    def _launch(self, step: Step) -> None:
-        self._chronicle.launched(step)
-        with suppress(ActorError, TransportError):  # the watch on the stage tells why it is gone
-            self._roster.first.tell_nowait(Forward(step=step))
-
-    def _emit(self, emit: Emit) -> None:
-        stream = self._streams.get(emit.request_id)
-        if stream is None:
+    def _failed(self, error: StageFailed) -> None:
+        """The overseer has given up; whoever follows the workers hears of it last of all."""
+        if self._is_over:
             return
-        stream.put(emit, self._clock.time())
-        if stream.is_ended:
-            del self._streams[emit.request_id]
-            self._chronicle.finished(stream, emit)
-            if not self._streams:
-                self._quiet.set()
+        self._end_serving(error, state="failed")
+        if self._on_progress is not None:
+            known = [each for each in self.status().workers if each.name == error.worker]
+            self._on_progress(known[0] if known else _never_seen(error.worker))
+
+    # What the dispatcher and the rebalancer ask for.
+
+    def _restore(self, seat: Seat, command: Restore) -> None:
+        self._restorer.begin(seat, command)
+
+    def _restored(self, seat: Seat, wanted: Wanted, length: int) -> None:
+        self._chronicle.mendings.restored(seat, wanted.length, length)
+        self._dispatcher.log_arrived(seat, wanted.slot, wanted.seq, wanted.epoch, length)
+
+    def _take_over(self, layouts: tuple[PipelineLayout, ...]) -> None:
+        self._dispatcher.take_over(layout.plan for layout in layouts)
+
+    def _retire(self, pipeline: int) -> None:
+        if self._is_over:
+            return
+        for seat in self._overseer.topology.row(pipeline).seats:
+            self._restorer.abandon(seat)
+        self._chronicle.retired(pipeline)
+        self._rebalancer.retired(pipeline)
 
     def _end_serving(self, error: DvrtError, *, state: str) -> None:
         """Take nothing new; what runs ends with this error."""
         self._state, self._failure = state, error
         self._chronicle.cluster(state, str(error))
+        self._rebalancer.close(error)
         if not self._ready.done():
             self._ready.set_exception(error)
-        for stream in self._streams.values():
-            stream.fail(error)
-        self._streams.clear()
-        self._quiet.set()
+        self._dispatcher.end(error)
 
-    def _wake_at(self, at: float) -> None:
-        """Have deadlines looked at no later than then."""
-        if self._deadline_timer is not None:
-            if self._deadline_timer.when() <= at:
-                return
-            self._deadline_timer.cancel()
-        self._deadline_timer = self._loop.call_at(at, self._tick)
+    @property
+    def _is_over(self) -> bool:
+        return self._state in ("failed", "stopped")
 
-    def _tick(self) -> None:
-        self._deadline_timer = None
-        self._handle(Tick(now=self._clock.time()))
-        at = self._scheduler.next_deadline()
-        if at is not None:
-            self._wake_at(at)
+    def _require_serving(self) -> None:
+        if self._state != "serving":
+            why = f": {self._failure}" if self._failure is not None else ""
+            raise Unavailable(f"the cluster is {self._state}{why}")
+
+    def _missed(self) -> list[Seat]:
+        return [seat for seat in self._overseer.topology.seats if seat.is_missed]
+
+    def _reason(self) -> str:
+        if self._failure is not None:
+            return str(self._failure)
+        names = [f"stage {seat.key[1]} of pipeline {seat.key[0]}" for seat in self._missed()]
+        return f"being replaced: {', '.join(names)}" if names else ""
+
+
+def _never_seen(worker: str) -> WorkerStatus:
+    """A worker that was lost before it joined."""
+    return WorkerStatus(
+        name=worker, pid=0, role="stage", stage=None, layers=None, state=LOST, device=""
+    )

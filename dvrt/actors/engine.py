@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from dvrt.actors.cluster import Split
 from dvrt.actors.controller import Controller
 from dvrt.actors.stream import RequestStream
 from dvrt.control.events import Emit
@@ -34,7 +35,8 @@ class GenerateOptions:
     None means: ``max_tokens`` what fits the context, at most 256; sampling values what the
     checkpoint's generation_config.json says, else temperature 1; ``seed`` a random one.
     ``stop`` are strings (one or several), ``stop_ids`` token ids; ``ignore_eos`` goes on after the
-    model's own end. ``deadline_s`` counts from submission.
+    model's own end. ``deadline_s`` counts from submission. With a journal, a request that
+    ``lingers`` goes on for the option ``reattach`` when its consumer leaves, for ``resume``.
     """
 
     max_tokens: int | None = None
@@ -50,6 +52,7 @@ class GenerateOptions:
     ignore_eos: bool = False
     deadline_s: float | None = None
     request_id: str | None = None
+    lingers: bool = False
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -100,24 +103,66 @@ class Engine:
         frees its rows.
         """
         chosen = _options(options)
-        request = self._request(prompt, chosen)
-        stream = self._controller.submit(request)
+        stream = self._submit(self._request(prompt, chosen), chosen)
         try:
-            async with aclosing(self._tokens(request, chosen, stream)) as tokens:
+            async with aclosing(self._tokens(stream, chosen.stop_strings)) as tokens:
                 async for token in tokens:
                     yield token
         finally:
-            self._cancel(stream)
+            self._controller.leave(stream)
+
+    async def resume(
+        self, request_id: str, *, from_index: int = 0, prompt_ids: Sequence[int] | None = None
+    ) -> AsyncGenerator[Token, None]:
+        """The tokens of a request that the journal keeps, each sample's from ``from_index`` on:
+        those that were drawn already, and then, if it still runs, the others as they come.
+
+        Any number of consumers may read the same request, also when the one who asked for it is
+        gone, or has another life of the controller behind it. Raises RequestRejected for a request
+        that is not known (code ``unknown_request``) or has another prompt than ``prompt_ids``.
+        """
+        stream = await self._controller.find(request_id)
+        if stream is None:
+            raise RequestRejected(
+                f"request {request_id!r} is not known here, or not any more",
+                param="request_id",
+                code="unknown_request",
+            )
+        try:
+            if prompt_ids is not None and tuple(prompt_ids) != stream.request.prompt_ids:
+                raise RequestRejected(
+                    f"request {request_id!r} was made with another prompt",
+                    param="prompt",
+                    code="idempotency_mismatch",
+                )
+            async with aclosing(self._tokens(stream, stream.asked.stop)) as tokens:
+                async for token in tokens:
+                    if token.index >= from_index:
+                        yield token
+        finally:
+            self._controller.leave(stream)
+
+    async def knows(self, request_id: str) -> bool:
+        """Whether ``resume`` would find this request."""
+        stream = await self._controller.find(request_id)
+        if stream is not None:
+            self._controller.leave(stream)
+        return stream is not None
+
+    @property
+    def is_journalled(self) -> bool:
+        """Whether requests are written down, for ``resume`` and for a launch that follows."""
+        return self._controller.is_journalled
 
     async def complete(self, prompt: str | Sequence[int], **options: Any) -> Completion:
         """The finished request. Raises as ``generate`` does; cancelling it cancels the request."""
         chosen = _options(options)
         request = self._request(prompt, chosen)
-        stream = self._controller.submit(request)
+        stream = self._submit(request, chosen)
         try:
-            tokens = [token async for token in self._tokens(request, chosen, stream)]
+            tokens = [token async for token in self._tokens(stream, chosen.stop_strings)]
         finally:
-            self._cancel(stream)
+            self._controller.leave(stream)
         return _completion(request, tokens, stream.timings())
 
     def status(self) -> Status:
@@ -125,43 +170,58 @@ class Engine:
         return self._controller.status()
 
     def events(self) -> tuple[Record, ...]:
-        """What happened so far: workers and requests that changed state, and why."""
+        """What happened so far: workers, stages and requests that changed state, and why."""
         return self._controller.events()
 
     def is_healthy(self) -> bool:
-        """True only while the pipeline is whole and, if it has work, makes progress."""
+        """True only while all stages are there and, if they have work, make progress."""
         return self._controller.is_healthy()
 
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests and wait, ``limit_s`` at most, until the running ones have ended."""
         await self._controller.drain(limit_s)
 
+    async def rebalance(
+        self,
+        *,
+        prompt_stages: int | None = None,
+        token_stages: int | None = None,
+        stages: int | None = None,
+    ) -> None:
+        """Change the split while serving: ``prompt_stages`` and ``token_stages``, or ``stages``.
+
+        Requests go on; each is served by the new stages as soon as its log is there. Returns when
+        the former stages are closed; cancelling the wait does not stop the change. Raises
+        ConfigError for a split that cannot be, Unavailable when it cannot be changed now, and
+        StageFailed when a worker was lost before the new stages were ready and nothing changed.
+        """
+        split = Split.of(stages=stages, prompt_stages=prompt_stages, token_stages=token_stages)
+        await self._controller.rebalance(split)
+
+    def _submit(self, request: Request, options: GenerateOptions) -> RequestStream:
+        return self._controller.submit(request, stop=options.stop_strings, lingers=options.lingers)
+
     async def _tokens(
-        self, request: Request, options: GenerateOptions, stream: RequestStream
+        self, stream: RequestStream, stop: tuple[str, ...]
     ) -> AsyncGenerator[Token, None]:
-        texts = self._text_streams(request.n, options)
+        texts = [] if self.text is None else [self.text.stream(stop) for _ in stream.samples]
         async for emit in stream:
             text = texts[emit.sample] if texts else None
             if text is not None and text.stopped:
                 continue
             piece = _piece(emit, text)
             if text is not None and text.stopped:
-                self._cancel(stream, sample=emit.sample)
+                self._cancel(stream, emit.sample)
                 yield _token(emit, piece, FinishReason.STOP)
             elif emit.finish is FinishReason.ERROR:
-                raise DvrtError(f"request {request.id}: {emit.error}")
+                raise DvrtError(f"request {stream.request.id}: {emit.error}")
             else:
                 yield _token(emit, piece, emit.finish)
 
-    def _cancel(self, stream: RequestStream, *, sample: int | None = None) -> None:
-        """End what still runs; the id of a request that has ended may be another's by now."""
+    def _cancel(self, stream: RequestStream, sample: int) -> None:
+        """End a sample; the id of a request that has ended may be another's by now."""
         if not stream.is_ended:
             self._controller.cancel(stream.request.id, sample=sample)
-
-    def _text_streams(self, n: int, options: GenerateOptions) -> list[TextStream]:
-        if self.text is None:
-            return []
-        return [self.text.stream(options.stop_strings) for _ in range(n)]
 
     def _request(self, prompt: str | Sequence[int], options: GenerateOptions) -> Request:
         ids = self._prompt_ids(prompt)

@@ -7,51 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from dvrt.control.steps import Chunk, Decode, DrawFailed, Step
-from dvrt.errors import DvrtError, ProtocolError
-from dvrt.kv.log import LogTable
-from dvrt.requests import SampledToken, SamplingParams
-
-Hidden = Any
-"""A stage's hidden states of one call: whatever the model takes and Region.of accepts."""
-
-Draw = Callable[[Any, SamplingParams, int, int, Sequence[int]], SampledToken]
-"""(logits of one position, params, sample, position of the new token, context ids) -> token."""
-
-
-class StageModel(Protocol):
-    """The layers of one stage and their KV arena, as the executor drives them.
-
-    ``inputs`` are token ids at the first stage and received hidden states (bytes-like) later on.
-    """
-
-    @property
-    def weights_bytes(self) -> int: ...
-    @property
-    def kv_bytes(self) -> int: ...
-    def decode(self, microbatch: int, positions: Sequence[int], inputs: Any) -> Hidden:
-        """Extend the logs of a microbatch by one position; -1 marks a row that takes no part.
-
-        ``inputs`` holds one item for every row of the batch, used or not.
-        """
-        ...
-
-    def chunk(self, slot: int, start: int, n_tokens: int, inputs: Any) -> Hidden:
-        """Extend one log by the positions [start, start + n_tokens)."""
-        ...
-
-    def decode_logits(self, hidden: Hidden, rows: Sequence[int]) -> Any:
-        """``[len(rows), vocabulary]`` of these rows of a decode's result (last stage)."""
-        ...
-
-    def chunk_logits(self, hidden: Hidden, n_tokens: int) -> Any:
-        """``[vocabulary]`` behind the chunk's last position (last stage)."""
-        ...
-
-    def fork(self, source: int, target: int, n_tokens: int) -> None: ...
-    def scrub(self, slot: int) -> None: ...
+from dvrt.actors.cargo import PIECE_BYTES, Cargo, Outlet, Sealed
+from dvrt.actors.drawing import Draw, Drawings
+from dvrt.actors.ledger import Ledger
+from dvrt.actors.model import Hidden, StageModel
+from dvrt.control.steps import Chunk, DrawFailed, Ship, Step
+from dvrt.errors import ProtocolError
+from dvrt.kv.spans import Span
+from dvrt.requests import SampledToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,39 +28,32 @@ class Executed:
     firsts: tuple[tuple[SampledToken | DrawFailed, ...], ...] = ()
 
 
-@dataclass(slots=True)
-class _Drawing:
-    """What drawing for a slot needs; ``context`` is kept only where a penalty looks at it."""
-
-    sampling: SamplingParams
-    sample: int
-    context: list[int]
-
-    @property
-    def needs_context(self) -> bool:
-        return self.sampling.repetition_penalty != 1.0
-
-
 class StageExecutor:
-    """One stage's state: the model with its arena, the table of logs, the drawing at the end."""
+    """One stage's state: the model with its arena, the ledger of logs, the drawing at the end.
+
+    ``outlet`` takes what steps send to other pipelines, from this thread.
+    """
 
     def __init__(
         self,
         model: StageModel,
         *,
+        span: Span,
+        n_layers: int,
         n_slots: int,
         batch_size: int,
         max_context: int,
-        is_first: bool,
         draw: Draw | None,
     ) -> None:
-        """``draw`` is given at the last stage, and only there."""
+        """The stage has the layers ``span`` of ``n_layers``; ``draw`` is the last stage's."""
         self.model = model
-        self.logs = LogTable(n_slots, max_context)
+        self.span = span
+        self.ledger = Ledger(model, span, n_slots=n_slots, max_context=max_context)
+        self.outlet: Outlet | None = None
         self._batch_size = batch_size
-        self._is_first = is_first
-        self._draw = draw
-        self._drawing: dict[int, _Drawing] = {}
+        self._is_first = span.start == 0
+        self._is_last = span.stop == n_layers
+        self._drawings = Drawings(draw)
 
     def execute(self, step: Step, received: Sequence[bytearray]) -> Executed:
         """Apply a step. Raises ProtocolError when it breaks the log's rules."""
@@ -108,68 +66,125 @@ class StageExecutor:
             hidden.append(self._decode(step, None if self._is_first else inputs.pop(0)))
         for chunk in step.chunks:
             hidden.append(self._chunk(chunk, None if self._is_first else inputs.pop(0)))
-        return self._finish(step, hidden)
+        return self._finish(step, hidden) if self._is_last else Executed(hidden=tuple(hidden))
 
     def _begin(self, step: Step) -> None:
         for slot in step.scrubs:
             self.model.scrub(slot)
         for item in step.opens:
-            self.logs.open(item.slot, seq=item.seq, epoch=item.epoch)
-            self._drawing[item.slot] = _Drawing(item.sampling, item.sample, [])
+            self.ledger.open(item)
+            self._drawings.begin(item.slot, item.sampling, item.sample)
+        for adopt in step.adopts:
+            self.ledger.adopt(adopt)
+            self._drawings.begin(adopt.slot, adopt.sampling, adopt.sample, adopt.context_ids)
         for fork in step.forks:
-            self.logs.fork(
-                fork.source, fork.target, seq=fork.seq, epoch=fork.epoch, length=fork.n_tokens
-            )
-            if fork.source != fork.target:
-                self.model.fork(fork.source, fork.target, fork.n_tokens)
-            self._drawing[fork.target] = _Drawing(
-                fork.sampling, fork.sample, list(fork.context_ids)
-            )
+            self.ledger.fork(fork)
+            self._drawings.begin(fork.target, fork.sampling, fork.sample, fork.context_ids)
+        for ship in step.ships:
+            self._ship(ship)
 
     def _decode(self, step: Step, received: bytearray | None) -> Hidden:
         positions, tokens = [-1] * self._batch_size, [0] * self._batch_size
         for item in step.decodes:
             stop = item.position + 1
-            self.logs.extend(
-                item.slot, seq=item.seq, epoch=item.epoch, start=item.position, stop=stop
-            )
-            row = self._row(step, item)
+            self.ledger.extend(item.slot, item.seq, item.epoch, item.position, stop)
+            row = self._row(step, item.slot)
             positions[row], tokens[row] = item.position, item.token
-            self._remember(item.slot, (item.token,))
+            self._drawings.remember(item.slot, (item.token,))
         return self.model.decode(
             step.microbatch, positions, tokens if received is None else received
         )
 
     def _chunk(self, chunk: Chunk, received: bytearray | None) -> Hidden:
-        self.logs.extend(
-            chunk.slot, seq=chunk.seq, epoch=chunk.epoch, start=chunk.start, stop=chunk.stop
-        )
-        self._remember(chunk.slot, chunk.tokens)
+        self.ledger.extend(chunk.slot, chunk.seq, chunk.epoch, chunk.start, chunk.stop)
+        self._drawings.remember(chunk.slot, chunk.tokens)
         inputs = chunk.tokens if received is None else received
-        return self.model.chunk(chunk.slot, chunk.start, len(chunk.tokens), inputs)
+        if chunk.to is None:
+            return self.model.chunk(chunk.slot, chunk.start, len(chunk.tokens), inputs)
+        hidden = self.model.chunk(
+            chunk.slot,
+            chunk.start,
+            len(chunk.tokens),
+            inputs,
+            lambda layer: self._send_layer(chunk, layer),
+        )
+        if chunk.commits:
+            self._seal(chunk, chunk.to, chunk.stop)
+        return hidden
 
-    def _row(self, step: Step, item: Decode) -> int:
-        microbatch, row = divmod(item.slot, self._batch_size)
+    def _row(self, step: Step, slot: int) -> int:
+        microbatch, row = divmod(slot, self._batch_size)
         if microbatch != step.microbatch:
-            raise ProtocolError(f"step {step.id} of microbatch {step.microbatch} names {item}")
+            raise ProtocolError(f"step {step.id} of microbatch {step.microbatch} names slot {slot}")
         return row
 
-    def _remember(self, slot: int, tokens: Sequence[int]) -> None:
-        drawing = self._drawing[slot]
-        if drawing.needs_context:
-            drawing.context.extend(tokens)
+    # Sending logs to other pipelines.
+
+    def _ship(self, ship: Ship) -> None:
+        """Entries do not change while their log is there, so they are packed when they leave."""
+        self.ledger.require(ship.slot, ship.seq, ship.epoch, ship.stop)
+        self._put(ship, ship.to, self.span, 0, ship.stop, None)
+        if ship.commits:
+            self._seal(ship, ship.to, ship.stop)
+
+    def _send_layer(self, chunk: Chunk, layer: int) -> None:
+        """A layer of a chunk is computed: off with it, while the next one computes."""
+        assert chunk.to is not None
+        assert self.outlet is not None, "a stage that ships has an outlet"
+        layers = Span.of(layer, layer + 1)
+        entry_bytes = self.model.entry_bytes(layer, layer + 1)
+        n_entries = max(1, PIECE_BYTES // entry_bytes)
+        for start in range(chunk.start, chunk.stop, n_entries):
+            stop = min(start + n_entries, chunk.stop)
+            packed = None
+            if self.outlet.has_room((stop - start) * entry_bytes):
+                packed = self.model.pack([(chunk.slot, start, stop)], layer, layer + 1)
+            self._put(chunk, chunk.to, layers, start, stop, packed)
+
+    def _put(
+        self, item: Ship | Chunk, to: int, layers: Span, start: int, stop: int, packed: Any
+    ) -> None:
+        assert self.outlet is not None, "a stage that ships has an outlet"
+        self.outlet.put(
+            Cargo(
+                slot=item.slot,
+                seq=item.seq,
+                epoch=item.epoch,
+                to=to,
+                target=item.target,
+                first=layers.start,
+                last=layers.stop,
+                start=start,
+                stop=stop,
+                packed=packed,
+            )
+        )
+
+    def _seal(self, item: Ship | Chunk, to: int, length: int) -> None:
+        assert self.outlet is not None, "a stage that ships has an outlet"
+        self.outlet.put(
+            Sealed(
+                seq=item.seq,
+                epoch=item.epoch,
+                to=to,
+                target=item.target,
+                first=self.span.start,
+                last=self.span.stop,
+                length=length,
+            )
+        )
+
+    # Drawing.
 
     def _finish(self, step: Step, hidden: list[Hidden]) -> Executed:
-        if self._draw is None:
-            return Executed(hidden=tuple(hidden))
         decoded: list[SampledToken | DrawFailed] = []
         drawing = [item for item in step.decodes if item.draw]
         if drawing:
-            rows = [self._row(step, item) for item in drawing]
+            rows = [self._row(step, item.slot) for item in drawing]
             for item, logits in zip(
                 drawing, self.model.decode_logits(hidden[0], rows), strict=True
             ):
-                decoded.append(self._drawn(item.slot, item.position + 1, logits))
+                decoded.append(self._drawings.draw(item.slot, item.position + 1, logits))
         first_chunk = bool(step.decodes)
         firsts = [
             self._firsts(chunk, hidden[first_chunk + i])
@@ -180,15 +195,5 @@ class StageExecutor:
 
     def _firsts(self, chunk: Chunk, hidden: Hidden) -> tuple[SampledToken | DrawFailed, ...]:
         logits = self.model.chunk_logits(hidden, len(chunk.tokens))
-        return tuple(self._drawn(chunk.slot, chunk.stop, logits, n) for n in chunk.draws)
-
-    def _drawn(
-        self, slot: int, position: int, logits: Any, sample: int | None = None
-    ) -> SampledToken | DrawFailed:
-        assert self._draw is not None
-        drawing = self._drawing[slot]
-        chosen = drawing.sample if sample is None else sample
-        try:
-            return self._draw(logits, drawing.sampling, chosen, position, drawing.context)
-        except DvrtError as error:  # non-finite logits: this row's fault, not the step's
-            return DrawFailed(reason=str(error))
+        draw: Callable[..., Any] = self._drawings.draw
+        return tuple(draw(chunk.slot, chunk.stop, logits, sample) for sample in chunk.draws)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ import dvrt
 from dvrt.actors.cluster import ClusterPlan, plan_cluster
 from dvrt.actors.controller import Controller, Progress
 from dvrt.actors.engine import Engine
+from dvrt.actors.journal import Journal
 from dvrt.actors.node import Node
 from dvrt.actors.nursery import Nursery
+from dvrt.actors.outlook import Watchfulness
 from dvrt.actors.task_nursery import TaskNursery
 from dvrt.actors.worker import Worker, WorkerNursery
 from dvrt.actors.worker_process import WorkerBoot
@@ -25,6 +28,7 @@ from dvrt.errors import ModelError, StageFailed
 from dvrt.models.text import TextCodec
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
+from dvrt.virtual import precise_clock
 
 if TYPE_CHECKING:
     from dvrt.actors.ref import ActorRef
@@ -60,29 +64,30 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
     metrics = Metrics()
     metrics.describe_model(name=plan.card.name, family=plan.card.family, version=dvrt.__version__)
     async with AsyncExitStack() as stack:
-        tracer = stack.enter_context(Tracer(Path(options.trace))) if options.trace else None
+        tracer = stack.enter_context(_tracer(Path(options.trace))) if options.trace else None
+        journal = await stack.enter_async_context(_journal(options))
         controller = Controller(
             plan,
             metrics,
-            names=_worker_names(options, plan),
-            heartbeat_s=options.heartbeat_s,
-            lease_s=options.lease_s,
+            Watchfulness.of(options),
             tracer=tracer,
             on_progress=on_progress,
+            journal=journal,
+            reattach_s=options.reattach,
         )
-        secret = options.secret.encode() if options.secret else secrets.token_bytes(32)
+        secret = _secret(options, journal)
         node = await stack.enter_async_context(_controller_node(options, secret))
         me = node.spawn(controller, name=CONTROLLER)
+        controller.open()
         nursery = await stack.enter_async_context(_nursery(options, plan))
         stack.push_async_callback(node.stop, CONTROLLER, "the cluster closes")
-        tasks: list[asyncio.Task[Any]] = []
-        stack.push_async_callback(_end_tasks, tasks)
         loading = asyncio.create_task(asyncio.to_thread(TextCodec.load, _directory(options)))
-        tasks.append(loading)
+        stack.push_async_callback(_end_task, loading)
         try:
             async with asyncio.timeout(options.start_limit_s):
-                for worker in await _spawn_workers(options, plan, nursery, me, secret):
-                    tasks.append(asyncio.create_task(_report_exit(worker, controller)))
+                spawn = partial(_spawn, options, nursery, me, secret)
+                crew = controller.start(spawn, n_external=options.external_workers)
+                stack.push_async_callback(crew.aclose)
                 text, _ = await asyncio.gather(loading, controller.wait_ready())
         except TimeoutError:
             raise StageFailed("pipeline", f"not ready within {options.start_limit_s:g} s") from None
@@ -95,10 +100,37 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
         )
 
 
-async def _end_tasks(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+@asynccontextmanager
+async def _journal(options: LaunchOptions) -> AsyncIterator[Journal | None]:
+    """The journal, if there is one, closed behind everything that writes to it."""
+    path = options.journal_path
+    if path is None:
+        yield None
+        return
+    if options.persist is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    journal = await Journal.open(path, model=str(_directory(options)))
+    try:
+        yield journal
+    finally:
+        await journal.aclose()
+
+
+def _secret(options: LaunchOptions, journal: Journal | None) -> bytes:
+    """Workers of an earlier life know the journal's."""
+    if options.secret:
+        return options.secret.encode()
+    return secrets.token_bytes(32) if journal is None else journal.secret
+
+
+async def _end_task(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _tracer(path: Path) -> Tracer:
+    """In the time of this loop, which is that of the spans."""
+    return Tracer(path, clock=precise_clock(asyncio.get_running_loop()))
 
 
 def _inspect(options: LaunchOptions) -> ClusterPlan:
@@ -134,36 +166,20 @@ def _nursery(options: LaunchOptions, plan: ClusterPlan) -> WorkerNursery:
 
 def _preload(plan: ClusterPlan) -> list[str]:
     """What every worker imports anyway, imported once; the null device needs no torch."""
-    if plan.stages[0].spec.device == "null":
+    if plan.device == "null":
         return ["dvrt.actors.assembly", "dvrt.models.hash_model"]
     return ["dvrt.actors.assembly", "dvrt.models.runner", *plan.modelling_modules]
 
 
-async def _spawn_workers(
-    options: LaunchOptions,
-    plan: ClusterPlan,
-    nursery: WorkerNursery,
-    controller: ActorRef,
-    secret: bytes,
-) -> list[Worker]:
-    """One worker for every stage that is not left to workers who join by hand."""
-    boots = [
-        WorkerBoot(
-            name=name,
-            controller=str(controller),
-            secret=secret,
-            heartbeat_s=options.heartbeat_s,
-            lease_s=options.lease_s,
-        )
-        for name in _worker_names(options, plan)
-    ]
-    target = "dvrt.actors.assembly:run_stage_worker"
-    return await asyncio.gather(*(nursery.spawn(target, boot, name=boot.name) for boot in boots))
-
-
-def _worker_names(options: LaunchOptions, plan: ClusterPlan) -> list[str]:
-    return [f"worker-{i}" for i in range(len(plan.stages) - options.external_workers)]
-
-
-async def _report_exit(worker: Worker, controller: Controller) -> None:
-    controller.worker_lost(worker.name, str(await worker.wait()))
+async def _spawn(
+    options: LaunchOptions, nursery: WorkerNursery, controller: ActorRef, secret: bytes, name: str
+) -> Worker:
+    boot = WorkerBoot(
+        name=name,
+        controller=str(controller),
+        secret=secret,
+        heartbeat_s=options.heartbeat_s,
+        lease_s=options.lease_s,
+        replica_bytes=options.replica_memory or 0,
+    )
+    return await nursery.spawn("dvrt.actors.assembly:run_stage_worker", boot, name=name)

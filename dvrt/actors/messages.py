@@ -3,55 +3,260 @@
 from __future__ import annotations
 
 from dvrt.control.steps import Step
+from dvrt.models.null_timing import NullTiming
 from dvrt.models.spec import StageSpec
+from dvrt.models.swap_figures import SwapFigures
 from dvrt.wire import message
 
 
 @message("worker.joined")
 class Joined:
-    """A worker has started and can be given a stage; ``stage_actor`` is where to reach it."""
+    """A worker has started and can be given work.
+
+    ``host_actor`` makes stages at that worker, ``replica_actor`` keeps copies of others' logs.
+    """
 
     worker: str
     pid: int
-    stage_actor: str
+    host_actor: str
+    replica_actor: str = ""
 
 
 @message("stage.load")
 class LoadStage:
     """Become stage ``stage`` of ``n_stages``, as ``spec`` says; report to actor ``controller``.
 
-    On the null device the hash model answers and every step takes ``null_step_s``.
+    ``pipeline`` is the id of the pipeline that the stage belongs to.
+
+    On the null device the hash model answers and every step takes ``null_step_s``, or what
+    ``timing`` says.
     """
 
     controller: str
+    pipeline: int
     stage: int
     n_stages: int
     spec: StageSpec
     vocab_size: int
     null_step_s: float
+    timing: NullTiming | None = None
+
+
+@message("stage.close")
+class CloseStage:
+    """The controller to a worker's host: this stage is needed no longer; free what it holds."""
+
+    pipeline: int
+    stage: int
+    reason: str
 
 
 @message("stage.loaded")
 class StageLoaded:
-    """The stage has its weights and its KV arena."""
+    """The stage, reached at ``actor``, has its weights and its KV arena; ``swap`` if it swaps."""
 
     worker: str
+    actor: str
+    pipeline: int
+    stage: int
     weights_bytes: int
     kv_bytes: int
     load_s: float
     device: str
+    swap: SwapFigures | None = None
+
+
+@message("stage.swapped")
+class Swapped:
+    """A stage that swaps to the controller: its figures, and the copies since its last word.
+
+    ``copies`` are (direction, microbatch, begin, seconds, bytes), with direction in or out.
+    """
+
+    pipeline: int
+    stage: int
+    figures: SwapFigures
+    copies: tuple[tuple[str, int, float, float, int], ...]
+
+
+@message("stage.address")
+class StageAddress:
+    """A stage as others reach it: its actor, and the layers [first, stop) that it holds."""
+
+    actor: str
+    first: int
+    stop: int
+
+
+@message("pipeline.address")
+class PipelineAddress:
+    """The stages of a pipeline in their order."""
+
+    pipeline: int
+    stages: tuple[StageAddress, ...]
 
 
 @message("stage.connect")
 class Connect:
-    """Where results go: the next stage's actor, or the controller's for the last stage."""
+    """Where a stage's results go; told anew whenever something of it changes.
+
+    ``next_actor`` is the next stage's actor, or the controller's for the last stage. ``targets``
+    are the pipelines that logs may be shipped to. ``replicas`` are the replica actors that keep
+    copies of this stage's logs, nearest in the ring first; one that is new gets all of them.
+    """
 
     next_actor: str
+    targets: tuple[PipelineAddress, ...] = ()
+    replicas: tuple[str, ...] = ()
 
 
 @message("stage.connected")
 class Connected:
+    """The stage works by the last Connect."""
+
     worker: str
+    pipeline: int
+    stage: int
+
+
+@message("stage.rewind")
+class Rewind:
+    """Steps with an id below ``below`` are void: skip those not computed, drop their results."""
+
+    below: int
+
+
+@message("kv.entries")
+class Entries:
+    """Entries [start, stop) of a log in the layers [first, last) of the model, for one slot.
+
+    Region: the entries, position by position, of each its layers, of each the keys [heads, dim] and
+    then the values. ``digest`` is its xxh3. ``sender`` names where they come from and ``index``
+    counts, from 0, the Entries of that sender for (slot, epoch).
+    """
+
+    slot: int
+    seq: int
+    epoch: int
+    first: int
+    last: int
+    start: int
+    stop: int
+    sender: str
+    index: int
+    digest: int
+
+
+@message("kv.commit")
+class Commit:
+    """All entries [0, length) of a log in the layers [first, last) have been sent by ``sender``.
+
+    ``chunks``, ``nbytes`` and ``digest`` are the sum over its Entries (see ``kv.digest.Tally``).
+    """
+
+    slot: int
+    seq: int
+    epoch: int
+    first: int
+    last: int
+    length: int
+    sender: str
+    chunks: int
+    nbytes: int
+    digest: int
+
+
+@message("kv.arrived")
+class Arrived:
+    """A stage to the controller: all its layers of a log are here up to ``length`` and checked.
+
+    A length of 0: what came was refused, for ``reason``.
+    """
+
+    pipeline: int
+    stage: int
+    slot: int
+    seq: int
+    epoch: int
+    length: int
+    reason: str = ""
+
+
+@message("kv.range")
+class LogRange:
+    """Positions [start, stop) of a sequence's log in one slot."""
+
+    slot: int
+    seq: int
+    epoch: int
+    start: int
+    stop: int
+
+
+@message("replica.append")
+class Replicate:
+    """New entries of one stage's logs, to a replica actor.
+
+    Region: the ranges one after the other, each packed as in Entries for all layers of the stage.
+    ``step`` is the newest step that they cover. A slot that another sequence has now forgets the
+    former one.
+    """
+
+    pipeline: int
+    stage: int
+    origin: str
+    first: int
+    last: int
+    step: int
+    ranges: tuple[LogRange, ...]
+    digest: int
+
+
+@message("replica.stored")
+class Replicated:
+    """A replica actor to the controller: what came up to ``step`` is stored and checked."""
+
+    pipeline: int
+    stage: int
+    holder: str
+    step: int
+    refused: int = 0
+
+
+@message("replica.gap")
+class ReplicaGap:
+    """A replica actor to the stage: these logs do not join what is held; send them from 0."""
+
+    holder: str
+    ranges: tuple[LogRange, ...]
+
+
+@message("replica.drop")
+class DropReplicas:
+    """The controller to a replica actor: nobody will want logs of this pipeline any more."""
+
+    pipeline: int
+
+
+@message("replica.send")
+class SendReplica:
+    """The controller to a replica actor: ship these logs to ``to``, as Entries and a Commit each.
+
+    ``ranges`` name slot, seq, the epoch to ship under, and the most that is wanted. Asked;
+    answered by ReplicaSent.
+    """
+
+    pipeline: int
+    stage: int
+    to: str
+    ranges: tuple[LogRange, ...]
+
+
+@message("replica.sent")
+class ReplicaSent:
+    """What was shipped; logs that are not held are left out."""
+
+    ranges: tuple[LogRange, ...]
 
 
 @message("stage.forward")

@@ -1,150 +1,181 @@
-"""The workers of a cluster: who joined, which stage each holds, in what state, with what lease."""
+"""The workers of a cluster: who joined, how they are reached, what they do, when they are silent.
+
+Knows no pipelines; whoever does says what a worker's status is.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dvrt.actors.heartbeat import Heartbeat
-from dvrt.actors.messages import Connect, Joined, LoadStage, StageLoaded, StopWorker
+from dvrt.actors.messages import Joined, StopWorker
 from dvrt.actors.node import Node
 from dvrt.actors.ref import ActorRef
-from dvrt.errors import ActorError, TransportError
+from dvrt.actors.watches import Watch
+from dvrt.errors import ActorError, OutOfMemory, TransportError
 from dvrt.results import WorkerStatus
 
-_log = logging.getLogger("dvrt.actors")
+IDLE, LOST, ENDED = "idle", "lost", "ended"
+MAX_GONE = 16
+"""So many workers that are gone stay in the status."""
 
 StatusCallback = Callable[[WorkerStatus, str], None]
-LossCallback = Callable[[str, str], None]
+LossCallback = Callable[[str, str, float], None]
 
 
-@dataclass(slots=True)
-class _Worker:
+@dataclass(slots=True, eq=False)
+class Member:
     """A worker that has joined, as one mutable record."""
 
-    ref: ActorRef
+    host: ActorRef
+    replica_actor: str
     status: WorkerStatus
-    heartbeat: Heartbeat
+    heartbeat: Heartbeat | None = None
+    limit_s: float = 0.0
+    watches: dict[str, Watch] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.status.name
+
+    @property
+    def is_gone(self) -> bool:
+        return self.status.state in (LOST, ENDED)
 
 
 class Roster:
-    """Gives each joined worker a stage and follows it from loading to its end.
+    """All workers that have joined, by name.
 
-    Workers called ``names`` get the first stages in this order, others the rest as they come.
-    ``on_status(status, reason)`` hears of every change, ``on_loss(worker, reason)`` of workers that
-    are out of reach. A worker that is silent for ``lease_s`` is shut out.
+    ``on_status(status, reason)`` hears of every change, ``on_loss(worker, reason, silence_s)`` of
+    workers that are out of reach: an actor of theirs ended, their link broke, or nothing was heard
+    of them for the limit that ``listen`` gave.
     """
 
     def __init__(
-        self,
-        stages: Sequence[LoadStage],
-        *,
-        names: Sequence[str],
-        heartbeat_s: float,
-        lease_s: float,
-        on_status: StatusCallback,
-        on_loss: LossCallback,
+        self, *, heartbeat_s: float, on_status: StatusCallback, on_loss: LossCallback
     ) -> None:
-        self._orders = stages
-        self._names = list(names)
-        self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
+        self._heartbeat_s = heartbeat_s
         self._on_status, self._on_loss = on_status, on_loss
-        self._workers: dict[str, _Worker] = {}
-        self._stages: list[_Worker | None] = [None] * len(stages)
+        self._members: dict[str, Member] = {}
+        self._node: Node
+
+    def open(self, node: Node) -> None:
+        """Reach workers from this node."""
+        self._node = node
 
     @property
-    def first(self) -> ActorRef:
-        """The first stage; only once all have joined."""
-        worker = self._stages[0]
-        assert worker is not None, "no worker holds the first stage"
-        return worker.ref
+    def living(self) -> list[Member]:
+        return [member for member in self._members.values() if not member.is_gone]
 
-    def statuses(self) -> tuple[WorkerStatus, ...]:
-        """All workers that have joined, in the order of their stages."""
-        return tuple(worker.status for worker in self._stages if worker is not None)
+    @property
+    def replica_actors(self) -> dict[str, str]:
+        """The replica actors of living workers."""
+        return {member.name: member.replica_actor for member in self.living}
 
-    def all_are(self, state: str) -> bool:
-        return all(w is not None and w.status.state == state for w in self._stages)
+    def get(self, name: str) -> Member | None:
+        """A living worker."""
+        member = self._members.get(name)
+        return None if member is None or member.is_gone else member
 
-    async def join(self, joined: Joined, node: Node, controller: ActorRef) -> None:
-        """Give a worker its stage and have it load; one too many is told to end."""
-        stage, ref = self._stage_for(joined.worker), node.ref(joined.stage_actor)
-        if stage is None:
-            _log.warning("worker %s is one too many", joined.worker)
-            await ref.tell(StopWorker(reason="the pipeline has all its workers"))
-            return
-        order = self._orders[stage]
+    def statuses(self, order: Iterable[str]) -> tuple[WorkerStatus, ...]:
+        """Workers in this order, then the other living ones, then those that are gone."""
+        names = dict.fromkeys(name for name in order if name in self._members)
+        names |= dict.fromkeys(member.name for member in self.living)
+        gone = [name for name in self._members if name not in names]
+        return tuple(self._members[name].status for name in (*names, *gone))
+
+    def join(self, joined: Joined) -> Member | None:
+        """A worker is there; None for one whose name is taken."""
+        if joined.worker in self._members:
+            return None
         status = WorkerStatus(
             name=joined.worker,
             pid=joined.pid,
-            role="stage",
-            stage=stage,
-            layers=order.spec.layers,
-            state="loading",
-            device=order.spec.device,
+            role="spare",
+            stage=None,
+            layers=None,
+            state=IDLE,
+            device="",
         )
-        worker = _Worker(ref, status, self._renew_lease(node, ref.node_address))
-        self._stages[stage] = self._workers[joined.worker] = worker
-        node.watch(ref, lambda _, reason: self._on_loss(joined.worker, reason))
-        self._on_status(status, "")
-        await ref.tell(replace(order, controller=str(controller)))
+        member = Member(self._node.ref(joined.host_actor), joined.replica_actor, status)
+        self._members[joined.worker] = member
+        self.watch(member, joined.host_actor)
+        return member
 
-    async def loaded(self, loaded: StageLoaded, controller: ActorRef) -> None:
-        """Note what a stage holds; when all do, tell each who comes after it."""
-        self._change(
-            self._workers[loaded.worker],
-            state="loaded",
-            device=loaded.device,
-            weights_bytes=loaded.weights_bytes,
-            kv_bytes=loaded.kv_bytes,
+    def watch(self, member: Member, actor: str) -> None:
+        """The end of this actor is the worker's loss."""
+        name = member.name
+        watch = self._node.watch(
+            self._node.ref(actor), lambda _, reason: self._on_loss(name, reason, 0.0)
         )
-        if self.all_are("loaded"):
-            stages = [worker.ref for worker in self._stages if worker is not None]
-            for ref, successor in zip(stages, [*stages[1:], controller], strict=True):
-                await ref.tell(Connect(next_actor=str(successor)))
+        member.watches[actor] = watch
 
-    def connected(self, name: str) -> None:
-        self._change(self._workers[name], state="ready")
+    def forget(self, member: Member, actor: str) -> None:
+        """This actor may end."""
+        watch = member.watches.pop(actor, None)
+        if watch is not None:
+            watch.cancel()
 
-    def ended(self, name: str, state: str, reason: str) -> None:
-        """A worker is ``lost`` or has ``ended``; the first word counts."""
-        worker = self._workers.get(name)
-        if worker is not None and worker.status.state not in ("lost", "ended"):
-            self._change(worker, reason, state=state)
+    def listen(self, member: Member, limit_s: float) -> None:
+        """From now on, silence for longer than ``limit_s`` is a loss."""
+        if member.limit_s == limit_s:
+            return
+        member.limit_s = limit_s
+        if member.heartbeat is not None:
+            member.heartbeat.close()
+        name = member.name
+        member.heartbeat = Heartbeat(
+            self._node,
+            member.host.node_address,
+            interval_s=self._heartbeat_s,
+            limit_s=limit_s,
+            on_silence=lambda s: self._on_loss(name, f"nothing was heard for {s:.2f} s", s),
+        )
 
-    def computed(self, stage: int, busy_s: float) -> None:
-        """Count a step of a stage."""
-        worker = self._stages[stage]
-        if worker is not None:
-            status = worker.status
-            worker.status = replace(status, steps=status.steps + 1, busy_s=status.busy_s + busy_s)
+    def change(self, member: Member, reason: str = "", **changes: Any) -> None:
+        """Something about a worker is new."""
+        before, member.status = member.status, replace(member.status, **changes)
+        if member.status != before:
+            self._on_status(member.status, reason)
+
+    def count(self, member: Member, **changes: Any) -> None:
+        """Numbers about a worker are new, which is no news."""
+        member.status = replace(member.status, **changes)
+
+    def shut_out(self, member: Member, reason: str) -> None:
+        """A worker is lost: nothing of it is heard any more, even if it comes back."""
+        self._close(member)
+        self.change(member, reason, state=LOST)
+        self._node.fence(member.host.node_address, reason)
+        gone = [each.name for each in self._members.values() if each.is_gone]
+        for name in gone[:-MAX_GONE]:
+            del self._members[name]
+
+    def ended(self, name: str, reason: str) -> None:
+        """A worker has ended as it should."""
+        member = self.get(name)
+        if member is not None:
+            self._close(member)
+            self.change(member, reason, state=ENDED)
 
     def close(self, reason: str) -> None:
         """Tell all workers to end, and let their leases run out."""
-        for worker in self._workers.values():
-            worker.heartbeat.close()
-            with suppress(ActorError, TransportError):
-                worker.ref.tell_nowait(StopWorker(reason=reason))
+        for member in self.living:
+            if member.heartbeat is not None:
+                member.heartbeat.close()
+            self.tell(member.host, StopWorker(reason=reason))
 
-    def _stage_for(self, worker: str) -> int | None:
-        if worker in self._workers:
-            return None
-        if worker in self._names:
-            return self._names.index(worker)
-        free = range(len(self._names), len(self._stages))
-        return next((stage for stage in free if self._stages[stage] is None), None)
+    def tell(self, ref: ActorRef | str, message: object) -> None:
+        """Send without waiting; a worker that cannot be told is one that is being lost."""
+        with suppress(ActorError, TransportError, OutOfMemory):
+            to = self._node.ref(ref) if isinstance(ref, str) else ref
+            to.tell_nowait(message)
 
-    def _renew_lease(self, node: Node, address: str) -> Heartbeat:
-        return Heartbeat(
-            node,
-            address,
-            interval_s=self._heartbeat_s,
-            limit_s=self._lease_s,
-            on_silence=lambda seconds: node.fence(address, f"silent for {seconds:.1f} s"),
-        )
-
-    def _change(self, worker: _Worker, reason: str = "", **changes: str | int) -> None:
-        worker.status = replace(worker.status, **changes)  # type: ignore[arg-type]
-        self._on_status(worker.status, reason)
+    def _close(self, member: Member) -> None:
+        if member.heartbeat is not None:
+            member.heartbeat.close()
+        for actor in list(member.watches):
+            self.forget(member, actor)

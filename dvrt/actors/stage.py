@@ -1,7 +1,8 @@
 """The stage actor: receives steps, has them computed, passes them on, all in order.
 
-Owns the compute and the executor of one stage. Knows nothing of requests or of other stages than
-the next one.
+Owns the compute and the executor of one stage, and its ways out: to the next stage, to other
+pipelines (Shipper), to those who keep copies (Replicator). Knows nothing of requests. Survivors
+do not care who dies: what cannot be delivered is dropped, and the controller says what follows.
 """
 
 from __future__ import annotations
@@ -10,119 +11,293 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from dvrt.actors.actor import Actor, Context
+from dvrt.actors.cargo import Cargo
 from dvrt.actors.compute import Compute, Done
 from dvrt.actors.executor import Executed, StageExecutor
+from dvrt.actors.ledger import News
 from dvrt.actors.messages import (
+    Arrived,
+    Commit,
     Connect,
     Connected,
+    Entries,
     Forward,
     LoadStage,
+    ReplicaGap,
+    Rewind,
     StageLoaded,
-    StopWorker,
 )
 from dvrt.actors.node import household
+from dvrt.actors.pace import step_cost_s
 from dvrt.actors.ref import ActorRef
+from dvrt.actors.replicator import Replicator
+from dvrt.actors.shipper import Shipper
+from dvrt.actors.swapping import Swapping
 from dvrt.buffers import Region
 from dvrt.control.steps import Step, StepDone
-from dvrt.errors import ProtocolError
+from dvrt.errors import ActorError, DvrtError, OutOfMemory, ProtocolError, TransportError
+from dvrt.models.swap import SwappingModel
 from dvrt.wire import Message
 
 MakeExecutor = Callable[[LoadStage], StageExecutor]
 MakeCompute = Callable[[str], Compute]
 
 
+@dataclass(slots=True)
+class StageCounters:
+    """``void`` steps belonged to a time before a loss; ``undelivered`` results found nobody."""
+
+    steps: int = 0
+    void: int = 0
+    undelivered: int = 0
+    refused_logs: int = 0
+
+
 class StageActor(Actor):
     """One stage of a pipeline. An error while computing ends it; its watchers are told why."""
 
     def __init__(
-        self, worker: str, *, make_executor: MakeExecutor, make_compute: MakeCompute
+        self,
+        worker: str,
+        order: LoadStage,
+        *,
+        make_executor: MakeExecutor,
+        make_compute: MakeCompute,
     ) -> None:
-        self._worker = worker
-        self._make_executor = make_executor
-        self._make_compute = make_compute
-        self._compute: Compute | None = None
+        self._worker, self._order = worker, order
+        self._make_executor, self._make_compute = make_executor, make_compute
+        self._name = f"p{order.pipeline}-s{order.stage}"
+        self._is_last = order.stage == order.n_stages - 1
         self._executor: StageExecutor | None = None
-        self._controller: ActorRef | None = None
+        self._swapping: Swapping | None = None
         self._next: ActorRef | None = None
-        self._cost_s = 0.0
-        self._is_last = False
+        self._below, self._newest = 0, -1
+        self.counters = StageCounters()
+        self._compute: Compute
+        self._shipper: Shipper
+        self._replicator: Replicator
 
     async def on_start(self) -> None:
-        self._compute = self._make_compute(self._worker)
+        self._controller = self.node.ref(self._order.controller)
+        self._compute = self._make_compute(f"{self._worker} {self._name}")
+        self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def on_stop(self, reason: str) -> None:
-        if self._compute is not None:
-            await asyncio.to_thread(self._compute.close)
+        self._loading.cancel()
+        if self._executor is not None:
+            await self._shipper.aclose()
+            await self._replicator.aclose()
+        if self._swapping is not None:
+            await self._swapping.aclose()
+        await asyncio.to_thread(self._compute.close)
+        self._executor = None
 
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
             case Forward():
                 self._accept(message, context)
-            case LoadStage():
-                await self._load(message)
-            case Connect(next_actor=address):
-                assert self._controller is not None
-                self._next = self.node.ref(address)
-                await self._controller.tell(Connected(worker=self._worker))
-            case StopWorker(reason=reason):
-                self.stop(reason)
+            case Entries():
+                self._take(message, context)
+            case Commit():
+                self._commit(message)
+            case Connect():
+                await self._connect(message)
+            case Rewind(below=below):
+                self._below = max(self._below, below)
+            case ReplicaGap():
+                self._replicator.gap(message)
             case _:
                 raise ProtocolError(f"a stage does not take {type(message).__name__}")
         return None
 
-    async def _load(self, order: LoadStage) -> None:
-        assert self._compute is not None
-        began = time.monotonic()
+    # Coming to life.
+
+    async def _load(self) -> None:
+        try:
+            await self._load_and_report()
+        except (ActorError, TransportError):  # nobody is there to hear of it
+            return
+        except Exception as error:  # whatever is wrong with the checkpoint or the machine
+            self.fail(error)
+
+    async def _load_and_report(self) -> None:
+        order, began = self._order, time.monotonic()
         done = await self._compute.submit(lambda: self._make_executor(order))
-        self._executor = done.value
-        self._controller = self.node.ref(order.controller)
-        self._cost_s, self._is_last = order.null_step_s, order.stage == order.n_stages - 1
+        executor = self._executor = done.value
         if household.get() is None:  # a process of its own, whose objects stay to its end
             gc.collect()
             gc.freeze()
+        model = executor.model
+        self._shipper = Shipper(
+            self.me,
+            make_ref=self.node.ref,
+            pack=self._pack,
+            entry_bytes=model.entry_bytes,
+            on_failure=self.fail,
+        )
+        executor.outlet = self._shipper
+        self._replicator = Replicator(
+            self.node,
+            self._compute,
+            executor.ledger,
+            origin=self.me.address,
+            pipeline=order.pipeline,
+            stage=order.stage,
+            layers=executor.span,
+            entry_bytes=model.entry_bytes(executor.span.start, executor.span.stop),
+        )
+        if isinstance(model, SwappingModel):
+            self._swapping = Swapping(
+                order,
+                model,
+                compute=self._compute,
+                make_compute=self._make_compute,
+                on_failure=self.fail,
+            )
         loaded = StageLoaded(
             worker=self._worker,
-            weights_bytes=done.value.model.weights_bytes,
-            kv_bytes=done.value.model.kv_bytes,
+            actor=self.me.address,
+            pipeline=order.pipeline,
+            stage=order.stage,
+            weights_bytes=model.weights_bytes,
+            kv_bytes=model.kv_bytes,
             load_s=time.monotonic() - began,
             device=order.spec.device,
+            swap=self._swapping.figures() if self._swapping is not None else None,
         )
         await self._controller.tell(loaded)
 
+    async def _connect(self, connect: Connect) -> None:
+        self._loaded()
+        self._next = self.node.ref(connect.next_actor)
+        self._shipper.connect(connect.targets)
+        self._replicator.connect(connect.replicas)
+        order = self._order
+        connected = Connected(worker=self._worker, pipeline=order.pipeline, stage=order.stage)
+        with suppress(ActorError, TransportError):
+            await self._controller.tell(connected)
+
+    def _loaded(self) -> StageExecutor:
+        if self._executor is None:
+            raise ProtocolError(f"{self._name} is not loaded yet")
+        return self._executor
+
+    # Steps.
+
     def _accept(self, forward: Forward, context: Context) -> None:
-        executor, compute = self._executor, self._compute
-        if executor is None or compute is None or self._next is None:
-            raise ProtocolError("a step came before the stage was loaded and connected")
-        step, received = forward.step, context.attachments
-        future = compute.submit(lambda: executor.execute(step, received), cost_s=self._cost_s)
+        executor, step = self._loaded(), forward.step
+        if step.id < self._below or step.id <= self._newest:  # or of a neighbour that is gone
+            self.counters.void += 1
+            return
+        self._newest = step.id
+        received = context.attachments
+        cost_s = step_cost_s(self._order, step)
+
+        def work() -> Executed | None:
+            return executor.execute(step, received) if step.id >= self._below else None
+
+        if self._swapping is not None:
+            future = self._swapping.submit(step, work, cost_s=cost_s)
+        else:
+            future = self._compute.submit(work, cost_s=cost_s)
         future.add_done_callback(partial(self._pass_on, forward))
 
-    def _pass_on(self, forward: Forward, future: asyncio.Future[Done[Executed]]) -> None:
+    def _pass_on(self, forward: Forward, future: asyncio.Future[Done[Executed | None]]) -> None:
         """Send a result on; futures complete, and so results leave, in the order of the steps."""
         if future.cancelled():
             return
         try:
-            self._send(forward, future.result())
+            self._finish(forward, future.result())
         except Exception as error:  # whatever the model raised: this stage cannot go on
             self.fail(error)
 
-    def _send(self, forward: Forward, done: Done[Executed]) -> None:
-        assert self._next is not None
-        spans = (*forward.spans, (done.began, done.busy_s))
+    def _finish(self, forward: Forward, done: Done[Executed | None]) -> None:
+        """Results leave first; copies are behind them."""
+        step = forward.step
+        if done.value is None or step.id < self._below:
+            self.counters.void += 1
+            if done.value is None:
+                return
+        self.counters.steps += 1
+        if step.id >= self._below:
+            spans = (*forward.spans, (done.began, done.busy_s))
+            try:
+                self._send(step, done.value, spans)
+            except (ActorError, TransportError, OutOfMemory):  # it is dead, or stuck
+                self.counters.undelivered += 1
+        self._replicator.stepped(step)
+        self._report_swaps()
+
+    def _send(self, step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> None:
+        if self._next is None:
+            raise ProtocolError(f"{self._name} has no next stage yet")
         if self._is_last:
-            self._next.tell_nowait(_step_done(forward.step, done.value, spans))
+            self._next.tell_nowait(_step_done(step, executed, spans))
             return
-        regions = [Region.of(hidden) for hidden in done.value.hidden]
-        self._next.tell_nowait(Forward(step=forward.step, spans=spans), *regions)
+        regions = [Region.of(hidden) for hidden in executed.hidden]
+        self._next.tell_nowait(Forward(step=step, spans=spans), *regions)
+
+    def _report_swaps(self) -> None:
+        news = self._swapping.news() if self._swapping is not None else None
+        if news is not None:
+            with suppress(DvrtError):
+                self._controller.tell_nowait(news)
+
+    # Logs from elsewhere.
+
+    def _take(self, note: Entries, context: Context) -> None:
+        ledger = self._loaded().ledger
+        data = context.attachments[0] if context.attachments else b""
+        self._submit_news(lambda: ledger.take(note, data))
+
+    def _commit(self, note: Commit) -> None:
+        ledger = self._loaded().ledger
+        self._submit_news(lambda: ledger.commit(note))
+
+    def _submit_news(self, work: Callable[[], News | None]) -> None:
+        """Entries are written by the compute thread, which alone knows who uses a slot."""
+        self._compute.submit(work).add_done_callback(self._tell_news)
+
+    def _tell_news(self, future: asyncio.Future[Done[News | None]]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self.fail(error)
+            return
+        news = future.result().value
+        if news is None:
+            return
+        self.counters.refused_logs += not news.length
+        arrived = Arrived(
+            pipeline=self._order.pipeline,
+            stage=self._order.stage,
+            slot=news.slot,
+            seq=news.seq,
+            epoch=news.epoch,
+            length=news.length,
+            reason=news.reason,
+        )
+        with suppress(DvrtError):
+            self._controller.tell_nowait(arrived)
+
+    async def _pack(self, cargo: Cargo) -> Any:
+        """The bytes of a cargo whose turn has come; None when its log is not there any more."""
+        ledger = self._loaded().ledger
+        return (await self._compute.submit(lambda: ledger.pack(cargo))).value
 
 
 def _step_done(step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> StepDone:
     return StepDone(
         id=step.id,
         microbatch=step.microbatch,
+        pipeline=step.pipeline,
         decoded=executed.decoded,
         firsts=executed.firsts,
         spans=spans,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 
-from dvrt.control.events import Emit
+from dvrt.control.events import Emit, Place
 from dvrt.errors import DvrtError
 from dvrt.requests import Request
 from dvrt.results import Timings
+
+_WAITING = (Place.QUEUE, Place.SLOT)
 
 
 class RequestStream:
@@ -25,16 +28,21 @@ class RequestStream:
         self._open_samples = request.n
         self._waiter: asyncio.Future[None] | None = None
         self.submitted = submitted
-        self._admitted: float | None = None
+        self.stays: list[tuple[Place, float]] = [(Place.QUEUE, submitted)]
         self._first: float | None = None
         self._last: float | None = None
+
+    @property
+    def samples(self) -> range:
+        return range(self.request.n)
 
     @property
     def is_ended(self) -> bool:
         return not self._open_samples or self._error is not None
 
-    def admitted(self, now: float) -> None:
-        self._admitted = now
+    def entered(self, place: Place, now: float) -> None:
+        """The request has come to another place."""
+        self.stays.append((place, now))
 
     def put(self, emit: Emit, now: float) -> None:
         if emit.token is not None:
@@ -55,14 +63,34 @@ class RequestStream:
         """Meaningful once the stream has ended."""
         last = self._last if self._last is not None else self.submitted
         first = self._first if self._first is not None else last
-        admitted = self._admitted if self._admitted is not None else last
+        admitted = next((at for place, at in self.stays if place not in _WAITING), last)
         return Timings(
             queued_s=admitted - self.submitted,
             first_token_s=first - self.submitted,
             total_s=last - self.submitted,
+            places=self._places(),
         )
 
-    def __aiter__(self) -> RequestStream:
+    def spans(self) -> Iterator[tuple[Place, float, float]]:
+        """Each stay in its order: where, from when, for how many seconds."""
+        end = self._last if self._last is not None else self.submitted
+        ends = [*(at for _, at in self.stays[1:]), end]
+        for (place, began), over in zip(self.stays, ends, strict=True):
+            yield place, began, max(0.0, over - began)
+
+    def _places(self) -> dict[str, float]:
+        times: dict[str, float] = {}
+        for place, _, seconds in self.spans():
+            times[place.value] = times.get(place.value, 0.0) + seconds
+        return times
+
+    def leave(self, cancel: Callable[[str], None]) -> None:
+        """The consumer goes; what nobody wants any more is cancelled. The id of a request that has
+        ended may be another's by now."""
+        if not self.is_ended:
+            cancel(self.request.id)
+
+    def __aiter__(self) -> AsyncIterator[Emit]:
         return self
 
     async def __anext__(self) -> Emit:

@@ -44,6 +44,7 @@ class WorkerBoot:
     """What a worker must know to join a cluster; ``controller`` is an actor's address.
 
     ``address`` is where its node listens; empty: at the interface that leads to the controller.
+    ``replica_bytes`` bounds the copies that it keeps of others' logs; 0 is no limit.
     """
 
     name: str
@@ -52,6 +53,7 @@ class WorkerBoot:
     heartbeat_s: float = 0.2
     lease_s: float = 10.0
     address: str = ""
+    replica_bytes: int = 0
 
 
 async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor]) -> int:
@@ -92,7 +94,12 @@ async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor
 
 
 async def _join(node: Node, boot: WorkerBoot, me: ActorRef) -> None:
-    joined = Joined(worker=boot.name, pid=os.getpid(), stage_actor=me.address)
+    joined = Joined(
+        worker=boot.name,
+        pid=os.getpid(),
+        host_actor=me.address,
+        replica_actor=f"{me.node_address}/replicas",
+    )
     await node.ref(boot.controller).tell(joined, sender=me)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dvrt.cli.signals import StopSignals, interruptible, run
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from dvrt.bench.common import Measured
 
 BENCHMARKS = {
+    "gpu": "Copies between a GPU and its host, as shares of what the links allow.",
     "modes": "The four ways to stream a KV cache, in the paper's layout.",
+    "overhead": "What streaming every new KV entry away costs a model that generates.",
     "pipeline": "How busy four stages are kept, and what a hop costs.",
     "serve": "Tokens a second, against transformers' generate on the same requests.",
     "simulate": "The planner's sweep of one model.",
     "startup": "Seconds until four workers are ready, against one.",
+    "swap": "Twice the batch with swapping over none, in one budget of device memory.",
     "transfer": "Bytes between processes, against memcpy, a raw socket and NIXL.",
 }
 """``dvrt.bench.NAME`` has ``measure(*, quick: bool) -> Measured`` for each."""
@@ -131,7 +135,7 @@ def tables(name: str, measured: Measured) -> Iterator[Table | str]:
         cells = [spread.get(key, "") for key in ("median", "min", "max")]
         details.add_row(path, *(_cell(cell) for cell in cells))
     yield details
-    yield from (f"note: {note}" for note in measured.notes)
+    yield from (escape(f"note: {note}") for note in measured.notes)
 
 
 def _leaves(results: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -36,8 +36,10 @@ def workers_table(workers: Iterable[WorkerStatus], *, title: str | None = None) 
 
 
 def by_stage(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
-    """Along the pipeline; workers without a stage come last."""
-    return sorted(workers, key=lambda worker: (worker.stage is None, worker.stage, worker.name))
+    """Along the pipelines; workers without a stage come last."""
+    return sorted(
+        workers, key=lambda each: (each.stage is None, each.pipeline or 0, each.stage, each.name)
+    )
 
 
 def layers_text(layers: tuple[int, int] | None) -> str:

@@ -52,8 +52,13 @@ async def serve(options: LaunchOptions, values: dict[str, Any], signals: StopSig
                 console.print(f"ending {n_running} requests; a second signal stops at once")
             await server.drain(FAREWELL_LIMIT_S if lost else options.drain_limit_s)
     if lost is not None:
-        raise StageFailed(lost.name, f"it was lost while serving (pid {lost.pid})")
+        raise StageFailed(lost.name, _why(lost, engine.status().reason))
     return 0
+
+
+def _why(lost: WorkerStatus, reason: str) -> str:
+    text = f"it was lost while serving (pid {lost.pid})"
+    return f"{text}, and the cluster gave up: {reason}" if reason else text
 
 
 class Losses:

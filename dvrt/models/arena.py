@@ -9,13 +9,17 @@ The last 64 tokens of a slot are scratch: rows that take no part in a step write
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from dvrt.errors import ModelError
+from dvrt.errors import ModelError, ProtocolError
 from dvrt.kv.layout import Layout
 from dvrt.models.spec import EXTENT_TOKENS
+
+SlotRange = tuple[int, int, int]
+"""Positions [start, stop) of a slot's log: slot, start, stop."""
 
 
 class Geometry(NamedTuple):
@@ -98,6 +102,45 @@ class Arena:
         stop = start + entries.keys.shape[2]
         self.keys[:, slot, :, start:stop] = entries.keys
         self.values[:, slot, :, start:stop] = entries.values
+
+    def pack(self, ranges: Sequence[SlotRange], first: int, last: int) -> torch.Tensor:
+        """A flat copy of the entries of these ranges in the arena's layers [first, last).
+
+        Range after range: position by position, of each its layers, of each the keys [heads, dim]
+        and then the values.
+        """
+        width = (last - first) * self.geometry.width
+        n_positions = sum([stop - start for _, start, stop in ranges])
+        packed = torch.empty(
+            n_positions * width, dtype=self.storage.dtype, device=self.storage.device
+        )
+        at = 0
+        for slot, start, stop in ranges:
+            after = at + (stop - start) * width
+            keys, values = self._by_position(packed[at:after], last - first)
+            keys.copy_(self.keys[first:last, slot, :, start:stop].permute(2, 0, 1, 3))
+            values.copy_(self.values[first:last, slot, :, start:stop].permute(2, 0, 1, 3))
+            at = after
+        return packed
+
+    def unpack(
+        self, slot: int, start: int, stop: int, first: int, last: int, packed: torch.Tensor
+    ) -> None:
+        """Write what ``pack`` gave for one range. Raises ProtocolError for another size."""
+        n = stop - start
+        if packed.numel() != n * (last - first) * self.geometry.width:
+            raise ProtocolError(f"{packed.numel()} numbers for {n} positions of {last - first}")
+        keys, values = self._by_position(packed, last - first)
+        self.keys[first:last, slot, :, start:stop] = keys.permute(1, 2, 0, 3)
+        self.values[first:last, slot, :, start:stop] = values.permute(1, 2, 0, 3)
+
+    def _by_position(self, packed: torch.Tensor, n_layers: int) -> Entries:
+        """Packed entries as ``[positions, layers, kv heads, dim]``, not copied."""
+        heads, key_dim, value_dim = self.geometry
+        by_layer = packed.view(-1, n_layers, self.geometry.width)
+        shape = (by_layer.shape[0], n_layers, heads)
+        keys, values = by_layer[..., : heads * key_dim], by_layer[..., heads * key_dim :]
+        return Entries(keys.view(*shape, key_dim), values.view(*shape, value_dim))
 
     def fork(self, source: int, target: int, n_tokens: int) -> None:
         """Copy the first ``n_tokens`` entries of one slot to another."""

@@ -6,7 +6,8 @@ forward pass where its entries go and how far the views reach.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,16 @@ class ArenaCache(Cache):
         heads = torch.arange(arena.geometry.kv_heads, device=arena.storage.device)
         self._head_offsets = heads * arena.tokens
         self._aim: _Rows | _Slot | None = None
+        self._on_layer: Callable[[int], None] | None = None
+
+    @contextmanager
+    def telling(self, on_layer: Callable[[int], None] | None) -> Iterator[None]:
+        """Call ``on_layer(layer)`` as soon as a layer has its entries, while this lasts."""
+        self._on_layer = on_layer
+        try:
+            yield
+        finally:
+            self._on_layer = None
 
     def aim_at_rows(self, first_slot: int, positions: Sequence[int], extent: int) -> None:
         """One entry for each of the slots from ``first_slot`` on; a position of -1 is scratch."""
@@ -106,6 +117,8 @@ class ArenaCache(Cache):
         assert aim is not None, "the cache is aimed before each forward pass"
         layer = self._by_layer[layer_idx - self._first_layer]
         aim.update(layer, key_states, value_states)
+        if self._on_layer is not None:
+            self._on_layer(layer_idx)
         return layer.window(aim.first, aim.n_rows, aim.extent)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

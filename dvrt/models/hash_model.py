@@ -7,11 +7,13 @@ stale or altered entry changes every later token. NumPy only: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dvrt.errors import ProtocolError
 
 Hashes = npt.NDArray[np.uint64]
 Logits = npt.NDArray[np.float32]
@@ -49,6 +51,7 @@ class HashModel:
         vocab_size: int,
     ) -> None:
         self._batch_size = batch_size
+        self._first = first_layer
         layers = np.arange(first_layer, stop_layer, dtype=np.uint64)
         self._keys = mix((layers + np.uint64(1)) * _GOLDEN)
         self._arena = np.zeros((len(layers), n_slots, max_context), dtype=np.uint64)
@@ -74,9 +77,16 @@ class HashModel:
                 out[row] = self._extend(slot, position, hidden[row : row + 1])[0]
         return out
 
-    def chunk(self, slot: int, start: int, n_tokens: int, inputs: Any) -> Hashes:
+    def chunk(
+        self,
+        slot: int,
+        start: int,
+        n_tokens: int,
+        inputs: Any,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> Hashes:
         """Extend a log by the positions [start, start + n_tokens)."""
-        return self._extend(slot, start, self._hidden(inputs)[:n_tokens])
+        return self._extend(slot, start, self._hidden(inputs)[:n_tokens], on_layer)
 
     def decode_logits(self, hidden: Hashes, rows: Sequence[int]) -> Logits:
         return self._logits(hidden[list(rows)])
@@ -90,13 +100,21 @@ class HashModel:
             return np.frombuffer(inputs, dtype=np.uint64)
         return mix(np.array(inputs, dtype=np.uint64) + _GOLDEN)
 
-    def _extend(self, slot: int, start: int, hidden: Hashes) -> Hashes:
+    def _extend(
+        self,
+        slot: int,
+        start: int,
+        hidden: Hashes,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> Hashes:
         """Extend a log by ``len(hidden)`` positions from ``start``; their outputs."""
         stop = start + len(hidden)
         places = self._positions[start:stop] * _GOLDEN
         for layer, key in enumerate(self._keys):
             log = self._arena[layer, slot]
             log[start:stop] = mix(hidden ^ key ^ places)
+            if on_layer is not None:
+                on_layer(self._first + layer)
             before = (log[:start] * self._weights[:start]).sum(dtype=np.uint64)
             folded = np.cumsum(log[start:stop] * self._weights[start:stop], dtype=np.uint64)
             hidden = mix(hidden + folded + before)
@@ -113,6 +131,26 @@ class HashModel:
 
     def scrub(self, slot: int) -> None:
         self._arena[:, slot] = 0
+
+    def entry_bytes(self, first: int, last: int) -> int:
+        """Bytes of the entry of one position in the layers [first, last) of the model."""
+        return (last - first) * ENTRY_BYTES
+
+    def pack(self, ranges: Sequence[tuple[int, int, int]], first: int, last: int) -> Hashes:
+        """A flat copy of the entries (slot, start, stop), position by position, of each its layers.
+
+        Layers [first, last) of the model.
+        """
+        layers = self._arena[first - self._first : last - self._first]
+        return np.concatenate([layers[:, slot, a:b].T.ravel() for slot, a, b in ranges])
+
+    def unpack(self, slot: int, start: int, stop: int, first: int, last: int, buffer: Any) -> None:
+        """Write what ``pack`` gave for one range. Raises ProtocolError for another size."""
+        packed = np.frombuffer(buffer, dtype=np.uint64)
+        if len(packed) != (stop - start) * (last - first):
+            raise ProtocolError(f"{len(packed)} entries for the positions [{start}, {stop})")
+        layers = self._arena[first - self._first : last - self._first]
+        layers[:, slot, start:stop] = packed.reshape(stop - start, last - first).T
 
     def entries(self, slot: int, start: int, stop: int) -> Hashes:
         """The entries of positions [start, stop), ``[layers, positions]``, a view of the arena."""

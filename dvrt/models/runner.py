@@ -5,7 +5,7 @@ Synchronous and for one thread. It knows slots and positions, and nothing of req
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dvrt.errors import ProtocolError
-from dvrt.models.arena import Arena, Entries, round_up
+from dvrt.models.arena import Arena, Entries, SlotRange, round_up
 from dvrt.models.cache import ArenaCache
 from dvrt.models.forward import Forward
 from dvrt.models.loader import load_stage
@@ -23,6 +23,7 @@ from dvrt.models.trials import examine
 from dvrt.models.weights import Progress
 
 Logits = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 Inputs = Sequence[int] | torch.Tensor | bytes | bytearray | memoryview
 """Token ids at the first stage; hidden states, as a tensor or its bytes, at a later one."""
 
@@ -93,11 +94,19 @@ class StageRunner:
         return self._batch(out, first, stop)
 
     @torch.inference_mode()
-    def chunk(self, slot: int, start: int, n_tokens: int, inputs: Inputs) -> torch.Tensor:
+    def chunk(
+        self,
+        slot: int,
+        start: int,
+        n_tokens: int,
+        inputs: Inputs,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
         """Extend one log by the positions [start, start + n_tokens) of a prompt.
 
         In exact mode ``start`` is a multiple of ``chunk_tokens``, ``n_tokens`` at most that.
-        The answer is ``[1, n_tokens, hidden_size]``, contiguous.
+        ``on_layer(layer)`` is called when that layer's entries are in the arena and before the next
+        layer computes. The answer is ``[1, n_tokens, hidden_size]``, contiguous.
         """
         self._use_threads()
         self._check_chunk(slot, start, n_tokens)
@@ -107,7 +116,8 @@ class StageRunner:
         self._cache.aim_at_slot(slot, start, n_tokens, extent)
         places = self._columns[start : start + width].clamp(max=self.spec.max_context - 1)[None]
         mask = self._mask(places[:, None, :], extent)
-        out = self._forward.layers(hidden, mask, places, self._cache)
+        with self._cache.telling(on_layer):
+            out = self._forward.layers(hidden, mask, places, self._cache)
         return out[:, :n_tokens].contiguous()
 
     @torch.inference_mode()
@@ -142,6 +152,30 @@ class StageRunner:
     def write_entries(self, slot: int, start: int, entries: Entries) -> None:
         """Put entries into a slot's log at the positions from ``start`` on."""
         self.arena.write(slot, start, entries)
+
+    def entry_bytes(self, first: int, last: int) -> int:
+        """Bytes of the entry of one position in the layers [first, last) of the model."""
+        return (last - first) * self.arena.geometry.width * self._dtype.itemsize
+
+    @torch.inference_mode()
+    def pack(self, ranges: Sequence[SlotRange], first: int, last: int) -> Bytes:
+        """A copy in host memory of these ranges' entries in the layers [first, last) of the model.
+
+        Its form is that of ``Arena.pack``.
+        """
+        mine = self.spec.first
+        packed = self.arena.pack(ranges, first - mine, last - mine)
+        return packed.view(torch.uint8).numpy(force=True)
+
+    @torch.inference_mode()
+    def unpack(self, slot: int, start: int, stop: int, first: int, last: int, buffer: Any) -> None:
+        """Write what ``pack`` gave for one range. Raises ProtocolError for another size."""
+        if len(buffer) != (stop - start) * self.entry_bytes(first, last):
+            raise ProtocolError(f"{len(buffer)} bytes for the positions [{start}, {stop})")
+        writable = buffer if isinstance(buffer, bytearray) else bytearray(buffer)
+        packed = torch.frombuffer(writable, dtype=self._dtype).to(self._device)
+        mine = self.spec.first
+        self.arena.unpack(slot, start, stop, first - mine, last - mine, packed)
 
     def first_layer_only(self) -> AbstractContextManager[None]:
         """For trials: the stage computes with the first of its layers only while this lasts."""

@@ -5,7 +5,8 @@ Plain values: the planner, the scheduler and the workers speak of models through
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvrt.errors import ConfigError
@@ -109,6 +110,8 @@ class StageSpec:
 
     A microbatch is ``batch_size`` rows; slot = microbatch * batch_size + row. ``exact`` asks for
     logits that do not depend on companions, rows, order or splits; it wants ``n_threads`` 1.
+    With ``device_slots`` the device holds the logs of that many microbatches and host memory those
+    of all, copied at no more than ``swap_bandwidth`` bytes a second if that is not 0.
     """
 
     directory: str
@@ -123,6 +126,8 @@ class StageSpec:
     exact: bool = True
     n_threads: int = 1
     device: str = "cpu"
+    device_slots: int = 0
+    swap_bandwidth: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.stop <= self.n_layers:
@@ -134,6 +139,11 @@ class StageSpec:
                 raise ConfigError(f"{name} is {getattr(self, name)}; at least 1")
         if self.max_context < 2:
             raise ConfigError(f"max_context is {self.max_context}; at least 2")
+        if self.device_slots < 0 or not 0 <= self.swap_bandwidth < math.inf:
+            raise ConfigError(
+                f"device_slots is {self.device_slots}, swap_bandwidth {self.swap_bandwidth}; "
+                "neither may be negative or infinite"
+            )
         if self.exact and self.n_threads != 1:
             raise ConfigError(f"exact mode computes with one thread; n_threads is {self.n_threads}")
 
@@ -152,3 +162,13 @@ class StageSpec:
     @property
     def n_slots(self) -> int:
         return self.n_microbatches * self.batch_size
+
+    def on_device(self) -> StageSpec:
+        """The same stage with the microbatches only that its device holds at a time."""
+        n_held = self.device_slots if self.swaps else self.n_microbatches
+        return replace(self, n_microbatches=n_held, device_slots=0)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the device holds fewer microbatches than there are."""
+        return 0 < self.device_slots < self.n_microbatches

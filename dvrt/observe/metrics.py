@@ -18,6 +18,7 @@ STEP_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
+LAG_BUCKETS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0, 1000.0)
 LENGTH_BUCKETS = tuple(float(2**power) for power in range(18))
 
 Reading = Callable[[], float]
@@ -33,6 +34,7 @@ class Metrics:
         self._info = Info("dvrt_model", "The model that is served.", registry=self._registry)
         self._make_request_metrics()
         self._make_latency_metrics()
+        self._make_recovery_metrics()
         self._steps = self._histogram(
             "dvrt_step_seconds", "Compute time of one step.", STEP_BUCKETS_S, ["stage", "kind"]
         )
@@ -77,6 +79,26 @@ class Metrics:
         )
         self._total = self._histogram(
             "dvrt_request_seconds", "From submission to the end.", LATENCY_BUCKETS_S
+        )
+        self._places = self._histogram(
+            "dvrt_place_seconds",
+            "How long an ended request was in a place: queue, slot, prompt, transfer or token.",
+            LATENCY_BUCKETS_S,
+            ["place"],
+        )
+
+    def _make_recovery_metrics(self) -> None:
+        self._losses = self._counter("dvrt_worker_losses_total", "Workers that were lost.")
+        self._lag = self._histogram(
+            "dvrt_replica_lag_tokens",
+            "Tokens of one sequence that a copy of its log lacked when it was acknowledged.",
+            LAG_BUCKETS,
+        )
+        self._recoveries = self._histogram(
+            "dvrt_recovery_seconds",
+            "Parts of a recovery: detect (since it was last heard), replace, restore, recompute.",
+            LATENCY_BUCKETS_S,
+            ["part"],
         )
 
     def _counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
@@ -135,6 +157,21 @@ class Metrics:
             self._first_token.observe(first_token_s)
             if n_generated > 1:
                 self._per_token.observe((total_s - first_token_s) / (n_generated - 1))
+
+    def waited(self, place: str, seconds: float) -> None:
+        """An ended request was in a place for so long."""
+        self._places.labels(place).observe(seconds)
+
+    def worker_lost(self) -> None:
+        self._losses.inc()
+
+    def replica_lag(self, tokens: int) -> None:
+        """A copy was acknowledged, and this is what it still lacks."""
+        self._lag.observe(tokens)
+
+    def recovered(self, part: str, seconds: float) -> None:
+        """A part of a recovery took so long."""
+        self._recoveries.labels(part).observe(seconds)
 
     def token_interval(self, seconds: float) -> None:
         """A sample got its next token ``seconds`` after the one before."""

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dvrt.errors import RequestRejected
+from dvrt.serve.admin import RebalanceEndpoint
 from dvrt.serve.calls import Calls
 from dvrt.serve.gate import Gate
 from dvrt.serve.generate import ChatEndpoint, CompletionEndpoint, unknown_model
@@ -38,6 +39,7 @@ def create_app(
     bounds = limits if limits is not None else HttpLimits()
     running = calls if calls is not None else Calls()
     pages = Pages(engine)
+    rebalance = RebalanceEndpoint(engine, bounds, has_key=api_key is not None)
     app = Starlette(
         routes=[
             Route("/health", pages.health),
@@ -47,6 +49,7 @@ def create_app(
             Route("/v1/models/{model:path}", pages.model),
             Route("/v1/completions", CompletionEndpoint(engine, running, bounds), methods=["POST"]),
             Route("/v1/chat/completions", ChatEndpoint(engine, running, bounds), methods=["POST"]),
+            Route("/admin/rebalance", rebalance, methods=["POST"]),
         ],
         middleware=[Middleware(Gate, metrics=engine.metrics, api_key=api_key)],
         exception_handlers={HTTPException: _no_such_page, RequestRejected: _rejected},

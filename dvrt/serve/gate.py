@@ -21,7 +21,13 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 """What probes and scrapers read; needs no key."""
 
-KNOWN_PATHS = OPEN_PATHS | {"/status", "/v1/models", "/v1/completions", "/v1/chat/completions"}
+KNOWN_PATHS = OPEN_PATHS | {
+    "/status",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/admin/rebalance",
+}
 
 
 class Gate:

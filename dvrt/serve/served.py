@@ -39,4 +39,12 @@ class Served(Protocol):
 
     def is_healthy(self) -> bool: ...
 
+    async def rebalance(
+        self,
+        *,
+        prompt_stages: int | None = None,
+        token_stages: int | None = None,
+        stages: int | None = None,
+    ) -> None: ...
+
     async def drain(self, limit_s: float) -> None: ...

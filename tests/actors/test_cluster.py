@@ -65,8 +65,8 @@ class Ring(Actor):
 
     async def _joined(self, joined: Joined) -> None:
         self.note(f"{joined.worker} joined")
-        self.workers[joined.worker] = joined.stage_actor
-        ref = self.node.ref(joined.stage_actor)
+        self.workers[joined.worker] = joined.host_actor
+        ref = self.node.ref(joined.host_actor)
         self.node.watch(ref, lambda _, why: self.note(f"{joined.worker} lost: {why}"))
         if len(self.workers) == self.n_workers:
             refs = list(self.workers.values())

@@ -102,7 +102,7 @@ async def one_worker(lease_s: float = 0.6, **options):
             boot = WorkerBoot(name="w", controller=str(me), secret=SECRET, lease_s=lease_s)
             worker = await nursery.spawn(SERVE, boot, name="w")
             joined = await asyncio.wait_for(controller.joined.get(), 10)
-            ref = node.ref(joined.stage_actor)
+            ref = node.ref(joined.host_actor)
             beats = Heartbeat(
                 node, ref.node_address, interval_s=0.1, limit_s=60, on_silence=lambda _: None
             )

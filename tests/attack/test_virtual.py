@@ -39,7 +39,7 @@ async def settled(engine: Engine) -> None:
     await asyncio.sleep(1.0)
     status = engine.status()
     assert (status.n_running, status.n_queued) == (0, 0)
-    engine._controller._scheduler.check_integrity()
+    engine._controller.check_integrity()
 
 
 async def hour(engine: Engine) -> tuple[dict[int, Outcome], tuple[Record, ...]]:

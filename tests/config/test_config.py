@@ -44,6 +44,28 @@ def test_layers_say_how_many_stages() -> None:
             {"external_workers": 1, "control_port": 5, "secret": "x", "in_process": True},
             "in_process leaves room for none",
         ),
+        ({"prompt_stages": 2}, "prompt_stages is 2; it needs token_stages beside it"),
+        ({"token_stages": 2}, "token_stages is 2; it needs prompt_stages beside it"),
+        (
+            {"prompt_stages": 1, "token_stages": 1, "stages": 2},
+            "stages is 2; leave it out beside prompt_stages",
+        ),
+        (
+            {"prompt_stages": 1, "token_stages": 1, "layers": "2"},
+            r"layers is \(2,\); leave it out beside prompt_stages",
+        ),
+        ({"prompt_batch_size": 2}, "prompt_batch_size is 2; it needs prompt_stages"),
+        (
+            {"prompt_stages": 3, "token_stages": 1, "prompt_microbatches": 2},
+            "prompt_microbatches is 2; 3 prompt stages need at least 3",
+        ),
+        (
+            {"prompt_stages": 1, "token_stages": 3, "microbatches": 2},
+            "microbatches is 2; 3 stages need at least 3",
+        ),
+        ({"swap_bandwidth": "8GB"}, "swap_bandwidth is 8000000000; it needs swap"),
+        ({"device_slots": 0}, "device_slots is 0; at least 1"),
+        ({"kv_memory": "2 elephants"}, "kv_memory is '2 elephants'; expected a size"),
         ({"stage": 2}, "unknown option 'stage'; did you mean 'stages'"),
         ({"max_contxt": 2}, "did you mean 'max_context'"),
     ],
@@ -51,6 +73,31 @@ def test_layers_say_how_many_stages() -> None:
 def test_refusals(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LaunchOptions.make(**{"model": "m", **values})
+
+
+def test_a_split_has_the_workers_of_both_pipelines() -> None:
+    options = LaunchOptions.make(model="m", prompt_stages=2, token_stages=3, spares=4)
+    assert (options.n_stages, options.n_workers, options.n_microbatches) == (3, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "n_replicas"),
+    [
+        ({}, 0),
+        ({"stages": 2}, 1),
+        ({"prompt_stages": 1, "token_stages": 1}, 1),
+        ({"stages": 2, "replicas": 0}, 0),
+        ({"replicas": 3}, 3),
+    ],
+)
+def test_copies_are_kept_where_there_are_two_workers(
+    values: dict[str, int], n_replicas: int
+) -> None:
+    assert LaunchOptions.make(model="m", **values).n_replicas == n_replicas
+
+
+def test_a_silent_worker_is_noticed_within_a_second_by_default() -> None:
+    assert LaunchOptions.make(model="m").silence_s < 1
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:11", "null"])

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dvrt.actors.drawing import Drawings
 from dvrt.actors.executor import Executed, StageExecutor
 from dvrt.control.events import Emit, RunStep, StepFinished, Submit
-from dvrt.control.pipeline import PipelineShape
+from dvrt.control.pipeline import PipelinePlan, PipelineShape, Purpose
 from dvrt.control.scheduler import Limits, Scheduler
 from dvrt.control.steps import Decode, DrawFailed, Open, Step, StepDone
 from dvrt.errors import DvrtError, ProtocolError
+from dvrt.kv.spans import Span
 from dvrt.models.hash_model import HashModel
 from dvrt.models.split import split_evenly
 from dvrt.requests import Request, SampledToken, SamplingParams
@@ -46,10 +48,11 @@ class Stages:
                     max_context=CONTEXT,
                     vocab_size=VOCAB,
                 ),
+                span=Span.of(first, stop),
+                n_layers=N_LAYERS,
                 n_slots=shape.n_slots,
                 batch_size=shape.batch_size,
                 max_context=CONTEXT,
-                is_first=first == 0,
                 draw=draw if stop == N_LAYERS else None,
             )
             for first, stop in intervals
@@ -67,7 +70,8 @@ class Stages:
 
 
 def serve(requests: list[Request], shape: PipelineShape) -> dict[tuple[str, int], list[int]]:
-    scheduler = Scheduler(shape, Limits(max_context=CONTEXT, vocab_size=VOCAB, max_queue=100))
+    plan = PipelinePlan(id=0, purpose=Purpose.BOTH, shape=shape)
+    scheduler = Scheduler([plan], Limits(max_context=CONTEXT, vocab_size=VOCAB, max_queue=100))
     stages, out = Stages(shape), defaultdict(list)
     events: deque[Any] = deque(Submit(request=request, now=0.0) for request in requests)
     while events:
@@ -185,7 +189,7 @@ def test_a_row_that_cannot_be_drawn_fails_alone() -> None:
         raise DvrtError("the logits are not finite")
 
     (executor,) = Stages(shape_of(1, 1, 1)).executors
-    executor._draw = picky
+    executor._drawings = Drawings(picky)
     step = Step(
         id=0,
         microbatch=0,

@@ -1,0 +1,77 @@
+"""The workers that a launch has started itself: begun, followed to their ends, killed at need.
+
+Knows processes (or their stand-ins) by name; knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from dvrt.actors.worker import Worker, WorkerExit
+from dvrt.errors import DvrtError
+
+Spawn = Callable[[str], Awaitable[Worker]]
+"""Starts the worker of this name. Raises StageFailed."""
+
+ExitCallback = Callable[[str, "WorkerExit | DvrtError"], None]
+
+
+class Crew:
+    """Hires workers by name; ``on_exit`` hears once of each how it ended, or why it never began."""
+
+    def __init__(self, spawn: Spawn, on_exit: ExitCallback) -> None:
+        self._spawn, self._on_exit = spawn, on_exit
+        self._workers: dict[str, Worker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._lives: Counter[str] = Counter()
+        self._n_places = 0
+
+    def __contains__(self, name: str) -> bool:
+        """Whether this worker was hired and has not ended."""
+        return name in self._tasks
+
+    def was_hired(self, name: str) -> bool:
+        """Whether this worker was hired at some time."""
+        return name.partition(".")[0] in self._lives
+
+    def hire(self, instead_of: str | None = None) -> str:
+        """Start a worker, at once; its name. That of worker-1's successor is worker-1.2."""
+        if instead_of is None or not self.was_hired(instead_of):
+            base, self._n_places = f"worker-{self._n_places}", self._n_places + 1
+        else:
+            base = instead_of.partition(".")[0]
+        self._lives[base] += 1
+        name = base if self._lives[base] == 1 else f"{base}.{self._lives[base]}"
+        task = asyncio.get_running_loop().create_task(self._follow(name), name=f"crew {name}")
+        self._tasks[name] = task
+        return name
+
+    def kill(self, name: str) -> None:
+        """End a worker without goodbyes, also one that has not begun; harmless for others."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.kill()
+        elif name in self._tasks:
+            self._tasks.pop(name).cancel()
+
+    async def aclose(self) -> None:
+        """Follow nobody any more; ending the workers is the nursery's part."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, name: str) -> None:
+        end: WorkerExit | DvrtError
+        try:
+            worker = self._workers[name] = await self._spawn(name)
+            end = await worker.wait()
+        except DvrtError as error:
+            end = error
+        finally:
+            self._workers.pop(name, None)
+            self._tasks.pop(name, None)
+        self._on_exit(name, end)

@@ -1,0 +1,83 @@
+"""The host actor of a worker: makes stages as it is told to, and ends with the first that fails."""
+
+from __future__ import annotations
+
+import gc
+
+from dvrt.actors.actor import Actor, Context
+from dvrt.actors.cell import FAILED
+from dvrt.actors.messages import CloseStage, LoadStage, StopWorker
+from dvrt.actors.ref import ActorRef
+from dvrt.actors.replicas import ReplicaActor
+from dvrt.actors.stage import MakeCompute, MakeExecutor, StageActor
+from dvrt.errors import ProtocolError, StageFailed
+from dvrt.wire import Message
+
+REPLICAS = "replicas"
+"""The name of a worker's replica actor."""
+
+
+class HostActor(Actor):
+    """The stages of one worker, several of them while a split changes."""
+
+    def __init__(
+        self,
+        worker: str,
+        controller: str,
+        *,
+        replica_bytes: int,
+        make_executor: MakeExecutor,
+        make_compute: MakeCompute,
+    ) -> None:
+        self._worker, self._controller_address = worker, controller
+        self._replica_bytes = replica_bytes
+        self._make_executor, self._make_compute = make_executor, make_compute
+        self._stages: set[str] = set()
+
+    async def on_start(self) -> None:
+        replicas = ReplicaActor(self._controller_address, limit_bytes=self._replica_bytes)
+        self.node.watch(self.node.spawn(replicas, name=REPLICAS), self._ended)
+
+    async def on_stop(self, reason: str) -> None:
+        for name in (*self._stages, REPLICAS):
+            await self.node.stop(name, reason)
+
+    async def receive(self, message: Message, context: Context) -> Message | None:
+        match message:
+            case LoadStage():
+                self._load(message)
+            case CloseStage(pipeline=pipeline, stage=stage, reason=reason):
+                await self._close(_name(pipeline, stage), reason)
+            case StopWorker(reason=reason):
+                self.stop(reason)
+            case _:
+                raise ProtocolError(f"a worker does not take {type(message).__name__}")
+        return None
+
+    def _load(self, order: LoadStage) -> None:
+        name = _name(order.pipeline, order.stage)
+        if name in self._stages:
+            raise ProtocolError(f"{self._worker} has {name} already")
+        stage = StageActor(
+            self._worker,
+            order,
+            make_executor=self._make_executor,
+            make_compute=self._make_compute,
+        )
+        self._stages.add(name)
+        self.node.watch(self.node.spawn(stage, name=name), self._ended)
+
+    async def _close(self, name: str, reason: str) -> None:
+        if name in self._stages:
+            await self.node.stop(name, reason)
+            self._stages.discard(name)
+            gc.collect()
+
+    def _ended(self, ref: ActorRef, reason: str) -> None:
+        self._stages.discard(ref.name)
+        if reason.startswith(FAILED):
+            self.fail(StageFailed(self._worker, f"{ref.name} {reason}"))
+
+
+def _name(pipeline: int, stage: int) -> str:
+    return f"p{pipeline}-s{stage}"

@@ -1,0 +1,368 @@
+"""The overseer: keeps every stage of every pipeline in the hands of a living worker.
+
+What happens changes a worker's or a seat's state (see SeatState); ``_reconcile`` then does whatever
+the states call for. Nothing here waits, and everything that is waited for has an alarm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+
+from dvrt.actors.cell import FAILED as ACTOR_FAILED
+from dvrt.actors.cluster import PipelineLayout
+from dvrt.actors.crew import Crew
+from dvrt.actors.messages import CloseStage, Connected, DropReplicas, Joined, StageLoaded
+from dvrt.actors.node import Node
+from dvrt.actors.outlook import Outlook, Watchfulness
+from dvrt.actors.ref import ActorRef
+from dvrt.actors.roster import IDLE, Member, Roster
+from dvrt.actors.swapping import swap_status
+from dvrt.actors.topology import Seat, SeatState, Topology
+from dvrt.actors.worker import WorkerExit
+from dvrt.actors.worker_process import FAILED as EXIT_FAILED
+from dvrt.clock import Clock
+from dvrt.control.pipeline import Purpose
+from dvrt.errors import DvrtError, StageFailed
+from dvrt.models.swap_figures import SwapFigures
+
+DEATHS_WINDOW_S = 60.0
+"""Losses within this time count together."""
+CONNECT_LIMIT_S = 10.0
+"""How long a stage may take to confirm what it was told of its neighbours."""
+ROLES = {Purpose.BOTH: "stage", Purpose.PROMPT: "prompt", Purpose.TOKEN: "token"}
+
+
+class Overseer:
+    """Gives stages to workers as they join, and new workers to stages that have lost theirs."""
+
+    topology: Topology
+    _me: ActorRef
+    _crew: Crew
+
+    def __init__(self, limits: Watchfulness, outlook: Outlook, clock: Clock) -> None:
+        self._limits, self._outlook, self._clock = limits, outlook, clock
+        self.roster = Roster(
+            heartbeat_s=limits.heartbeat_s, on_status=outlook.status, on_loss=self.lost
+        )
+        self.n_lost = 0
+        self.is_serving = False
+        self._loop = asyncio.get_running_loop()
+        self._deaths: deque[float] = deque()
+        self._expected: set[str] = set()
+        self._vacancies: dict[str, asyncio.TimerHandle | None] = {}
+        self._alarms: dict[Seat, asyncio.TimerHandle] = {}
+        self._suspicions: dict[str, str] = {}
+        self._is_over = False
+
+    # What the controller calls.
+
+    def open(self, node: Node, me: ActorRef) -> None:
+        """The controller's actor has its place."""
+        self._me = me
+        self.roster.open(node)
+        self.topology = Topology(controller=str(me), n_replicas=self._limits.replicas)
+
+    def start(self, layouts: Iterable[PipelineLayout], crew: Crew, *, n_external: int) -> None:
+        """Hire a worker for every stage but the last ``n_external``, for which others join."""
+        self._crew = crew
+        places = list(layouts)
+        n_hired = sum(len(layout.loads) for layout in places) - n_external
+        owners = [self._hire() for _ in range(n_hired)]
+        owners += [self._open_vacancy(f"place {i}", limited=False) for i in range(n_external)]
+        for _ in range(self._limits.spares):
+            self._hire()
+        self.add(places, owners)
+
+    def join(self, joined: Joined) -> None:
+        """A worker asks for work."""
+        member = None if self._is_over else self.roster.join(joined)
+        if member is None:
+            return
+        self._expected.add(member.name)
+        self.roster.listen(member, self._limits.silence_s)
+        self._reconcile()
+        if not self.topology.seats_of(member.name):
+            self._outlook.status(member.status, "it waits to be needed")
+
+    def loaded(self, loaded: StageLoaded) -> None:
+        """A stage has its weights; others can be told where it is."""
+        seat = self.topology.seat(loaded.pipeline, loaded.stage)
+        member = self.roster.get(loaded.worker)
+        if seat is None or member is None or seat.owner != loaded.worker:
+            return
+        if seat.state is not SeatState.LOADING:
+            return
+        self._quiet(seat)
+        seat.state, seat.actor = SeatState.LOADED, loaded.actor
+        seat.weights_bytes, seat.kv_bytes = loaded.weights_bytes, loaded.kv_bytes
+        seat.device = loaded.device
+        self.roster.watch(member, loaded.actor)
+        self._show(member)
+        if seat.is_missed:
+            self._outlook.replaced(seat)
+        self._reconcile()
+
+    def connected(self, connected: Connected) -> None:
+        """A stage works by what it was told."""
+        seat = self.topology.seat(connected.pipeline, connected.stage)
+        if seat is None or seat.owner != connected.worker or not seat.unanswered:
+            return
+        seat.unanswered -= 1
+        if not seat.unanswered:
+            self._quiet(seat)
+            self._reconcile()
+
+    def add(self, layouts: Iterable[PipelineLayout], owners: Iterable[str]) -> None:
+        """More pipelines, on these workers."""
+        names = iter(owners)
+        for layout in layouts:
+            self.topology.add(layout, tuple(next(names) for _ in layout.loads))
+        self._reconcile()
+
+    def drop(self, pipeline: int, reason: str) -> None:
+        """Close a pipeline; workers that are left without a stage wait as spares."""
+        row = self.topology.drop(pipeline)
+        for seat in row.seats:
+            self._quiet(seat)
+            member = self.roster.get(seat.owner)
+            if member is not None:
+                self.roster.forget(member, seat.actor)
+                close = CloseStage(pipeline=pipeline, stage=seat.order.stage, reason=reason)
+                self.roster.tell(member.host, close)
+                self._show(member)
+        for actor in self.roster.replica_actors.values():
+            self.roster.tell(actor, DropReplicas(pipeline=pipeline))
+        self._reconcile()
+
+    def crew_for(self, n_workers: int) -> tuple[str, ...]:
+        """So many workers: those with a stage, then those that wait, then new ones."""
+        names = [name for name in self.topology.owners if self.roster.get(name)]
+        names += [member.name for member in self._idle()]
+        while len(names) < n_workers:
+            names.append(self._hire())
+        return tuple(names[:n_workers])
+
+    def computed(self, pipeline: int, stage: int, busy_s: float) -> None:
+        """Count a step of a stage."""
+        seat = self.topology.seat(pipeline, stage)
+        member = self.roster.get(seat.owner) if seat is not None else None
+        if member is not None:
+            status = member.status
+            self.roster.count(member, steps=status.steps + 1, busy_s=status.busy_s + busy_s)
+
+    def swapped(self, pipeline: int, stage: int, figures: SwapFigures) -> None:
+        """How swapping goes at a stage."""
+        seat = self.topology.seat(pipeline, stage)
+        member = self.roster.get(seat.owner) if seat is not None else None
+        if member is not None:
+            self.roster.count(member, swap=swap_status(figures))
+
+    def lags(self, seat: Seat, tokens: int) -> None:
+        """The copies of a stage's logs lack so many tokens of a sequence."""
+        member = self.roster.get(seat.owner)
+        if member is not None and member.status.replica_lag != tokens:
+            self.roster.count(member, replica_lag=tokens)
+
+    def exited(self, name: str, end: WorkerExit | DvrtError) -> None:
+        """A hired worker has ended, or could not be started."""
+        if self._is_over:
+            self.roster.ended(name, str(end))
+            return
+        reason = self._suspicions.pop(name, "")
+        has_failed = reason.startswith(ACTOR_FAILED)
+        is_own_fault = has_failed or isinstance(end, DvrtError) or end.code == EXIT_FAILED
+        reason = reason if has_failed else str(end)
+        if is_own_fault and not self.is_serving:
+            self._mark(name, reason, 0.0)
+            self._give_up(StageFailed(name, reason))
+        else:
+            self._replace_lost(name, reason, 0.0)
+
+    def lost(self, name: str, reason: str, silence_s: float) -> None:
+        """A worker is out of reach, wherever that was seen first; later news change nothing.
+
+        Before serving has begun there is no hurry, and how the process ended says more.
+        """
+        if not self.is_serving and name in self._crew and not self._is_over:
+            self._suspicions.setdefault(name, reason)
+            self._crew.kill(name)
+        else:
+            self._replace_lost(name, reason, silence_s)
+
+    def close(self, reason: str) -> None:
+        """Give no stage to anybody any more, and tell all workers to end."""
+        self._end()
+        self.roster.close(reason)
+
+    # Losses.
+
+    def _replace_lost(self, name: str, reason: str, silence_s: float) -> None:
+        if self._is_over or name not in self._expected:
+            return
+        self._crew.kill(name)
+        self._mark(name, reason, silence_s)
+        if len(self._deaths) > self._limits.max_deaths:
+            n, window_s = len(self._deaths), DEATHS_WINDOW_S
+            text = f"{reason}; it was loss number {n} within {window_s:g} s, and no more are mended"
+            self._give_up(StageFailed(name, text))
+            return
+        seats = self.topology.seats_of(name)
+        if seats and self._crew.was_hired(name) and not self._idle():
+            self._hand_over(name, self._hire(name))
+        elif seats:
+            self._hand_over(name, self._open_vacancy(f"the place of {name}", limited=True))
+        self._reconcile()
+
+    def _mark(self, name: str, reason: str, silence_s: float) -> None:
+        """Write down that a worker is lost, and empty its seats."""
+        self._expected.discard(name)
+        self.n_lost += 1
+        now = self._clock.time()
+        self._deaths.append(now)
+        while self._deaths[0] < now - DEATHS_WINDOW_S:
+            self._deaths.popleft()
+        seats = self.topology.seats_of(name)
+        for seat in seats:
+            self._quiet(seat)
+            seat.vacate()
+        member = self.roster.get(name)
+        if member is not None:
+            self.roster.shut_out(member, reason)
+        self._outlook.lost(seats, name, reason, silence_s)
+
+    def _hire(self, instead_of: str | None = None) -> str:
+        name = self._crew.hire(instead_of)
+        self._expected.add(name)
+        return name
+
+    def _open_vacancy(self, name: str, *, limited: bool) -> str:
+        """A stand-in for the name of a worker that is still to come."""
+        timer = None
+        if limited:
+            limit_s = self._limits.start_limit_s
+            error = StageFailed(name, f"nobody took it within {limit_s:g} s")
+            timer = self._loop.call_later(limit_s, self._give_up, error)
+        self._vacancies[name] = timer
+        return name
+
+    def _hand_over(self, name: str, owner: str) -> None:
+        for seat in self.topology.seats_of(name):
+            seat.owner = owner
+
+    def _give_up(self, error: StageFailed) -> None:
+        if not self._is_over:
+            self._end()
+            self._outlook.failed(error)
+
+    def _end(self) -> None:
+        self._is_over = True
+        for timer in (*self._alarms.values(), *self._vacancies.values()):
+            if timer is not None:
+                timer.cancel()
+        self._alarms.clear()
+        self._vacancies.clear()
+
+    # Doing what the states call for.
+
+    def _reconcile(self) -> None:
+        if self._is_over:
+            return
+        self._fill_vacancies()
+        for seat in list(self.topology.seats):
+            self._load(seat)
+        replicas = self.roster.replica_actors
+        for seat in list(self.topology.seats):
+            self._connect(seat, replicas)
+        if not self.topology.is_settled:
+            return
+        for seat in list(self.topology.seats):
+            self._welcome(seat)
+        if self.topology.is_ready:
+            self.is_serving = True
+            self._keep_spares()
+            self._outlook.settled()
+
+    def _fill_vacancies(self) -> None:
+        for member in self._idle():
+            if self._vacancies and (self.is_serving or not self._crew.was_hired(member.name)):
+                vacancy = next(iter(self._vacancies))
+                timer = self._vacancies.pop(vacancy)
+                if timer is not None:
+                    timer.cancel()
+                self._hand_over(vacancy, member.name)
+
+    def _load(self, seat: Seat) -> None:
+        member = self.roster.get(seat.owner)
+        if seat.state is not SeatState.EMPTY or member is None:
+            return
+        seat.state = SeatState.LOADING
+        self.roster.listen(member, self._limits.lease_s)
+        self._alarm(seat, self._limits.start_limit_s, "load its stage")
+        self._show(member)
+        self.roster.tell(member.host, replace(seat.order, controller=str(self._me)))
+
+    def _connect(self, seat: Seat, replicas: dict[str, str]) -> None:
+        wish = self.topology.wish(seat, replicas) if seat.is_live else None
+        if wish is not None and wish != seat.told:
+            seat.connect(wish)
+            self._alarm(seat, CONNECT_LIMIT_S, "confirm its neighbours")
+            self.roster.tell(seat.actor, wish)
+
+    def _welcome(self, seat: Seat) -> None:
+        """A stage that is connected, and whose neighbours know it, is ready."""
+        member = self.roster.get(seat.owner)
+        if seat.state is not SeatState.LOADED or seat.told is None or member is None:
+            return
+        seat.state = SeatState.READY
+        if all(each.state is SeatState.READY for each in self.topology.seats_of(seat.owner)):
+            self.roster.listen(member, self._limits.silence_s)
+        self._show(member)
+        if seat.is_missed:
+            seat.is_missed = False
+            self._outlook.returned(seat)
+
+    def _keep_spares(self) -> None:
+        """Hire as many as are missing, once nothing is more urgent."""
+        owners = set(self.topology.owners)
+        waiting = [name for name in self._expected if name not in owners]
+        for _ in range(self._limits.spares - len(waiting)):
+            self._hire()
+
+    def _idle(self) -> list[Member]:
+        owners = set(self.topology.owners)
+        return [member for member in self.roster.living if member.name not in owners]
+
+    def _alarm(self, seat: Seat, limit_s: float, what: str) -> None:
+        self._quiet(seat)
+        reason = f"it did not {what} within {limit_s:g} s"
+        self._alarms[seat] = self._loop.call_later(limit_s, self.lost, seat.owner, reason, 0.0)
+
+    def _quiet(self, seat: Seat) -> None:
+        timer = self._alarms.pop(seat, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _show(self, member: Member) -> None:
+        """Let a worker's status say what it has; of several stages, the newest one's place."""
+        seats = self.topology.seats_of(member.name)
+        if not seats:
+            self.roster.change(
+                member, role="spare", stage=None, layers=None, pipeline=None, state=IDLE
+            )
+            return
+        latest = max(seats, key=lambda seat: seat.key)
+        states = [state for state in SeatState if any(seat.state is state for seat in seats)]
+        self.roster.change(
+            member,
+            role=ROLES[latest.purpose],
+            stage=latest.order.stage,
+            layers=latest.order.spec.layers,
+            pipeline=latest.order.pipeline,
+            state=str(states[0]),
+            device=latest.device or latest.order.spec.device,
+            weights_bytes=sum(seat.weights_bytes for seat in seats),
+            kv_bytes=sum(seat.kv_bytes for seat in seats),
+        )

@@ -1,0 +1,231 @@
+"""The replica actor of a worker: keeps copies of other workers' logs in host memory.
+
+Knows logs as ranges of bytes. What it cannot keep or believe it refuses and says so; those
+positions would be computed again.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from dvrt.actors.actor import Actor, Context
+from dvrt.actors.messages import (
+    Commit,
+    DropReplicas,
+    Entries,
+    LogRange,
+    ReplicaGap,
+    ReplicaSent,
+    Replicate,
+    Replicated,
+    SendReplica,
+)
+from dvrt.actors.ref import ActorRef
+from dvrt.actors.replica_copy import ReplicaCopy, Shelf
+from dvrt.buffers import Region
+from dvrt.errors import ActorError, ProtocolError, TransportError
+from dvrt.kv.digest import Tally, digest_of
+from dvrt.wire import Message
+
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class ReplicaCounters:
+    """Ranges: ``corrupted`` failed their digest, ``refused`` found no room. ``rotten`` copies had
+    changed in memory when they were wanted."""
+
+    stored: int = 0
+    gaps: int = 0
+    corrupted: int = 0
+    rotten: int = 0
+    refused: int = 0
+
+
+class ReplicaActor(Actor):
+    """Copies for recovery, acknowledged to ``controller``.
+
+    At most ``limit_bytes`` of entries are kept; a log that finds no more room keeps what it has and
+    is given up.
+    """
+
+    def __init__(self, controller: str, *, limit_bytes: int) -> None:
+        self._controller_address = controller
+        self._limit_bytes = limit_bytes
+        self._shelves: dict[tuple[int, int], Shelf] = {}
+        self._nbytes = 0
+        self.counters = ReplicaCounters()
+
+    async def on_start(self) -> None:
+        self._controller = self.node.ref(self._controller_address)
+
+    async def receive(self, message: Message, context: Context) -> Any:
+        match message:
+            case Replicate():
+                await self._store(message, context)
+            case SendReplica():
+                return await self._send(message)
+            case DropReplicas(pipeline=pipeline):
+                self._drop(pipeline)
+            case _:
+                raise ProtocolError(f"a replica actor does not take {type(message).__name__}")
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of entries that are kept."""
+        return self._nbytes
+
+    async def _store(self, note: Replicate, context: Context) -> None:
+        data = context.attachments[0] if context.attachments else bytearray()
+        is_sound = digest_of([data]) == note.digest
+        shelf = self._shelf(note, len(data)) if is_sound else None
+        if shelf is None:
+            self.counters.corrupted += len(note.ranges)
+            await self._say_gap(note, note.ranges)
+            return
+        missing, n_refused = self._append(note, shelf, data)
+        if missing:
+            await self._say_gap(note, missing)
+        stored = Replicated(
+            pipeline=note.pipeline,
+            stage=note.stage,
+            holder=self.me.address,
+            step=note.step,
+            refused=n_refused,
+        )
+        await _try_tell(self._controller, stored)
+
+    def _append(
+        self, note: Replicate, shelf: Shelf, data: bytearray
+    ) -> tuple[tuple[LogRange, ...], int]:
+        """Store what joins; the ranges that do not, and how many were refused for want of room."""
+        missing: list[LogRange] = []
+        n_refused, at = 0, 0
+        view = memoryview(data)
+        for each in note.ranges:
+            size = (each.stop - each.start) * shelf.entry_bytes
+            part, at = view[at : at + size], at + size
+            copy = self._copy(shelf, each)
+            if copy is None:
+                continue
+            if copy.is_given_up:
+                n_refused += 1
+            elif copy.nbytes < each.start * shelf.entry_bytes:
+                missing.append(each)
+            elif self._nbytes + size > self._limit_bytes:
+                copy.is_given_up = True
+                n_refused += 1
+            else:
+                copy.append(part)
+                self._nbytes += size
+                self.counters.stored += 1
+        self.counters.gaps += len(missing)
+        self.counters.refused += n_refused
+        return tuple(missing), n_refused
+
+    def _shelf(self, note: Replicate, nbytes: int) -> Shelf | None:
+        """Where a stage's copies are; None for a message whose numbers cannot be."""
+        key = (note.pipeline, note.stage)
+        shelf = self._shelves.get(key)
+        if shelf is None or (shelf.first, shelf.last) != (note.first, note.last):
+            if shelf is not None:
+                self._nbytes -= shelf.nbytes
+            shelf = self._shelves[key] = Shelf(note.first, note.last)
+        if any(not 0 <= each.start <= each.stop for each in note.ranges):
+            return None
+        n_positions = sum([each.stop - each.start for each in note.ranges])
+        entry_bytes, rest = divmod(nbytes, n_positions) if n_positions else (0, nbytes)
+        if rest or (n_positions and shelf.entry_bytes not in (0, entry_bytes)):
+            return None
+        shelf.entry_bytes = shelf.entry_bytes or entry_bytes
+        return shelf
+
+    def _copy(self, shelf: Shelf, each: LogRange) -> ReplicaCopy | None:
+        """The copy that the range goes to, cut to where it begins; None if it is an older log's."""
+        copy = shelf.copies.get(each.slot)
+        if copy is not None and copy.epoch > each.epoch:
+            return None
+        before = 0 if copy is None else copy.nbytes
+        if copy is None or copy.seq != each.seq:
+            copy = shelf.copies[each.slot] = ReplicaCopy(each.seq, each.epoch)
+        copy.epoch = each.epoch
+        copy.cut(each.start * shelf.entry_bytes)
+        self._nbytes += copy.nbytes - before
+        return copy
+
+    async def _say_gap(self, note: Replicate, ranges: tuple[LogRange, ...]) -> None:
+        gap = ReplicaGap(holder=self.me.address, ranges=ranges)
+        await _try_tell(self.node.ref(note.origin), gap)
+
+    async def _send(self, order: SendReplica) -> ReplicaSent:
+        shelf = self._shelves.get((order.pipeline, order.stage))
+        sent: list[LogRange] = []
+        if shelf is not None and shelf.entry_bytes:
+            for wanted in order.ranges:
+                copy = shelf.copies.get(wanted.slot)
+                if copy is None or copy.seq != wanted.seq:
+                    continue
+                sound = copy.sound_bytes()
+                self.counters.rotten += sound < copy.nbytes
+                length = min(sound // shelf.entry_bytes, wanted.stop)
+                if length:
+                    await self._ship(order.to, shelf, copy, wanted, length)
+                    sent.append(_until(wanted, length))
+        return ReplicaSent(ranges=tuple(sent))
+
+    async def _ship(
+        self, to: str, shelf: Shelf, copy: ReplicaCopy, wanted: LogRange, length: int
+    ) -> None:
+        """The entries [0, length) as Entries, and the Commit."""
+        ref, tally = self.node.ref(to), Tally()
+        most = max(1, PIECE_BYTES // shelf.entry_bytes)
+        for start in range(0, length, most):
+            stop = min(start + most, length)
+            part = copy.data[start * shelf.entry_bytes : stop * shelf.entry_bytes]
+            digest = digest_of([part])
+            note = Entries(
+                slot=wanted.slot,
+                seq=wanted.seq,
+                epoch=wanted.epoch,
+                first=shelf.first,
+                last=shelf.last,
+                start=start,
+                stop=stop,
+                sender=self.me.address,
+                index=len(tally),
+                digest=digest,
+            )
+            tally.add(note.index, nbytes=len(part), digest=digest)
+            await ref.tell(note, Region.of(part))
+        total = tally.sum()
+        await ref.tell(
+            Commit(
+                slot=wanted.slot,
+                seq=wanted.seq,
+                epoch=wanted.epoch,
+                first=shelf.first,
+                last=shelf.last,
+                length=length,
+                sender=self.me.address,
+                chunks=total.chunks,
+                nbytes=total.nbytes,
+                digest=total.digest,
+            )
+        )
+
+    def _drop(self, pipeline: int) -> None:
+        for key in [key for key in self._shelves if key[0] == pipeline]:
+            self._nbytes -= self._shelves.pop(key).nbytes
+
+
+def _until(wanted: LogRange, length: int) -> LogRange:
+    return LogRange(slot=wanted.slot, seq=wanted.seq, epoch=wanted.epoch, start=0, stop=length)
+
+
+async def _try_tell(ref: ActorRef, message: object) -> None:
+    """Tell whoever is there; one who is gone needs to know nothing."""
+    with suppress(ActorError, TransportError):
+        await ref.tell(message)

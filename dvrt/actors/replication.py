@@ -1,0 +1,38 @@
+"""How far the copies of logs are behind: in tokens of one sequence.
+
+Knows steps and acknowledgements by their numbers only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+MAX_STEPS = 4096
+"""Finished steps that are remembered of one pipeline: the largest lag that is seen exactly."""
+
+
+class ReplicaLags:
+    """A sequence gets at most one token from a step of its microbatch, so the steps of one
+    microbatch that are done and not yet acknowledged are the tokens that its copies lack."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, deque[tuple[int, int]]] = {}
+
+    def finished(self, pipeline: int, step: int, microbatch: int) -> None:
+        steps = self._done.get(pipeline)
+        if steps is None:
+            steps = self._done[pipeline] = deque(maxlen=MAX_STEPS)
+        steps.append((step, microbatch))
+
+    def acknowledged(self, pipeline: int, step: int) -> int:
+        """A holder has everything of one stage up to a step; the lag that it still has."""
+        behind: Counter[int] = Counter()
+        for number, microbatch in reversed(self._done.get(pipeline, ())):
+            if number <= step:
+                break
+            behind[microbatch] += 1
+        return max(behind.values(), default=0)
+
+    def forget(self, pipeline: int) -> None:
+        """A pipeline is closed."""
+        self._done.pop(pipeline, None)

@@ -1,0 +1,137 @@
+"""Copies of one stage's logs for others to keep, sent behind the compute.
+
+Each holder is sent what it lacks of every log, one message at a time; what is computed meanwhile
+goes with the next one. So copies may fall behind, and compute never waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from dvrt.actors.compute import Compute
+from dvrt.actors.ledger import Copy, Ledger
+from dvrt.actors.messages import ReplicaGap, Replicate
+from dvrt.actors.node import Node
+from dvrt.buffers import Region
+from dvrt.control.steps import Step
+from dvrt.errors import ActorError, TransportError
+from dvrt.kv.digest import digest_of
+from dvrt.kv.spans import Span
+
+MESSAGE_BYTES = 2 << 20
+"""About so much is packed for one message at most, in one turn of the compute; the rest follows."""
+
+
+class _Holder:
+    """A replica actor; ``sent`` is the newest step that it was told of."""
+
+    def __init__(self, actor: str) -> None:
+        self.actor = actor
+        self.sent = -1
+        self.is_due = True
+        self.task: asyncio.Task[None] | None = None
+
+
+class Replicator:
+    """Keeps every holder up to date with one stage's ledger."""
+
+    def __init__(
+        self,
+        node: Node,
+        compute: Compute,
+        ledger: Ledger,
+        *,
+        origin: str,
+        pipeline: int,
+        stage: int,
+        layers: Span,
+        entry_bytes: int,
+    ) -> None:
+        """``origin`` is the stage's actor; it hears of gaps. Belongs to the running loop."""
+        self._node, self._compute, self._ledger = node, compute, ledger
+        self._origin, self._pipeline, self._stage = origin, pipeline, stage
+        self._layers = layers
+        self._most = max(1, MESSAGE_BYTES // entry_bytes)
+        self._holders: dict[str, _Holder] = {}
+        self._step = -1
+        self._loop = asyncio.get_running_loop()
+
+    def connect(self, actors: Iterable[str]) -> None:
+        """These keep copies from now on; whoever is new gets all logs."""
+        wanted = list(actors)
+        for actor in [actor for actor in self._holders if actor not in wanted]:
+            self._end(self._holders.pop(actor))
+            self._on_compute(partial(self._ledger.forget, actor))
+        for actor in wanted:
+            if actor not in self._holders:
+                holder = self._holders[actor] = _Holder(actor)
+                self._on_compute(partial(self._ledger.forget, actor))
+                self._start(holder)
+
+    def stepped(self, step: Step) -> None:
+        """A step is computed, and its result is on its way."""
+        self._step = max(self._step, step.id)
+        for holder in self._holders.values():
+            self._start(holder)
+
+    def gap(self, note: ReplicaGap) -> None:
+        """A holder cannot join what it was sent; it gets these logs from the start."""
+        holder = self._holders.get(note.holder)
+        if holder is not None:
+            slots = tuple(each.slot for each in note.ranges)
+            self._on_compute(partial(self._ledger.lacks, note.holder, slots))
+            self._start(holder)
+
+    async def aclose(self) -> None:
+        """Send nothing more."""
+        tasks = [holder.task for holder in self._holders.values() if holder.task is not None]
+        for holder in self._holders.values():
+            self._end(holder)
+        self._holders.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_compute(self, work: Callable[[], None]) -> None:
+        """Behind what was submitted before; the ledger is the compute's."""
+        self._compute.submit(work)
+
+    def _start(self, holder: _Holder) -> None:
+        holder.is_due = True
+        if holder.task is None:
+            holder.task = self._loop.create_task(self._catch_up(holder))
+
+    def _end(self, holder: _Holder) -> None:
+        if holder.task is not None:
+            holder.task.cancel()
+
+    async def _catch_up(self, holder: _Holder) -> None:
+        """Send until the holder lacks nothing; a holder that is gone is left to the controller."""
+        try:
+            while holder.is_due:
+                holder.is_due, step = False, self._step
+                copy_next = partial(self._ledger.copy_for, holder.actor, self._most)
+                copy = (await self._compute.submit(copy_next)).value
+                if copy.ranges or step > holder.sent:
+                    await self._send(holder, copy, step if copy.is_all else holder.sent)
+                holder.is_due |= not copy.is_all
+        except (ActorError, TransportError):
+            holder.sent = -1
+            self._on_compute(partial(self._ledger.lacks, holder.actor))
+        finally:
+            holder.task = None
+
+    async def _send(self, holder: _Holder, copy: Copy, step: int) -> None:
+        region = Region.of(copy.packed)
+        note = Replicate(
+            pipeline=self._pipeline,
+            stage=self._stage,
+            origin=self._origin,
+            first=self._layers.start,
+            last=self._layers.stop,
+            step=step,
+            ranges=copy.ranges,
+            digest=digest_of([region.view()]),
+        )
+        await self._node.ref(holder.actor).tell(note, region)
+        holder.sent = step

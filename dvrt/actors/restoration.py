@@ -1,0 +1,127 @@
+"""Bringing a replaced stage's logs back from the workers that keep copies of them.
+
+Every log that is wanted is answered once, with what could be had; whoever dies meanwhile only
+makes that less. One task per stage, which waits for nothing without a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from dvrt.actors.messages import Arrived, LogRange, ReplicaSent, SendReplica
+from dvrt.actors.node import Node
+from dvrt.actors.roster import Roster
+from dvrt.actors.topology import Seat
+from dvrt.control.events import Restore, Wanted
+from dvrt.errors import DvrtError
+
+SEND_LIMIT_S = 30.0
+"""How long a holder may take to say what it has sent."""
+ARRIVAL_LIMIT_S = 10.0
+"""How long nothing may arrive of what a holder has sent, before the next one is asked."""
+
+Name: TypeAlias = tuple[int, int, int]
+"""A log: slot, sequence and epoch."""
+Answer = Callable[[Seat, Wanted, int], None]
+"""``(seat, wanted, length)``: the stage holds this much of the log again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Wishes:
+    """The logs that one stage should get back, and what has become of them."""
+
+    open: dict[Name, Wanted]
+    answered: set[Name] = field(default_factory=set)
+    arrivals: asyncio.Event = field(default_factory=asyncio.Event)
+    under_way: set[Name] = field(default_factory=set)
+    task: asyncio.Task[None] | None = None
+
+
+class Restorer:
+    """Carries out Restore commands; ``done(seat)`` is called when all logs of one are answered."""
+
+    def __init__(
+        self, node: Node, roster: Roster, *, answer: Answer, done: Callable[[Seat], None]
+    ) -> None:
+        self._node, self._roster = node, roster
+        self._answer, self._done = answer, done
+        self._wishes: dict[Seat, _Wishes] = {}
+
+    def begin(self, seat: Seat, command: Restore) -> None:
+        """Have logs brought to a stage; what was begun for it before is given up."""
+        self.abandon(seat)
+        wishes = _Wishes({(log.slot, log.seq, log.epoch): log for log in command.logs})
+        self._wishes[seat] = wishes
+        wishes.task = asyncio.get_running_loop().create_task(
+            self._restore(seat, wishes), name=f"restore {seat.key}"
+        )
+
+    def abandon(self, seat: Seat) -> None:
+        """The stage is lost again: nothing of this is answered any more."""
+        wishes = self._wishes.pop(seat, None)
+        if wishes is not None and wishes.task is not None:
+            wishes.task.cancel()
+
+    def arrived(self, seat: Seat, message: Arrived) -> bool:
+        """Whether this was about a log that is, or was, to be restored."""
+        wishes = self._wishes.get(seat)
+        name = message.slot, message.seq, message.epoch
+        if wishes is None or name not in wishes.open.keys() | wishes.answered:
+            return False
+        if name in wishes.under_way:
+            wishes.under_way.discard(name)
+            wishes.arrivals.set()
+        if message.length and name in wishes.open:
+            self._settle(seat, wishes, name, message.length)
+        return True
+
+    async def aclose(self) -> None:
+        tasks = [wishes.task for wishes in self._wishes.values() if wishes.task is not None]
+        for seat in list(self._wishes):
+            self.abandon(seat)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _restore(self, seat: Seat, wishes: _Wishes) -> None:
+        for holder in seat.holders:
+            if wishes.open and holder in self._roster.replica_actors.values():
+                await self._restore_from(holder, seat, wishes)
+        for name in list(wishes.open):
+            self._settle(seat, wishes, name, 0)
+        self._done(seat)
+
+    async def _restore_from(self, holder: str, seat: Seat, wishes: _Wishes) -> None:
+        """Ask one holder for all that is still wanted, and wait until no more comes of it."""
+        wishes.under_way = set(wishes.open)
+        pipeline, stage = seat.key
+        order = SendReplica(
+            pipeline=pipeline, stage=stage, to=seat.actor, ranges=_ranges(wishes.open.values())
+        )
+        try:
+            sent = await self._node.ref(holder).ask(order, deadline_s=SEND_LIMIT_S)
+        except DvrtError:
+            wishes.under_way.clear()
+            return
+        named = sent.ranges if isinstance(sent, ReplicaSent) else ()
+        wishes.under_way &= {(log.slot, log.seq, log.epoch) for log in named}
+        try:
+            while wishes.under_way:
+                wishes.arrivals.clear()
+                async with asyncio.timeout(ARRIVAL_LIMIT_S):
+                    await wishes.arrivals.wait()
+        except TimeoutError:
+            wishes.under_way.clear()
+
+    def _settle(self, seat: Seat, wishes: _Wishes, name: Name, length: int) -> None:
+        wanted = wishes.open.pop(name)
+        wishes.answered.add(name)
+        self._answer(seat, wanted, length)
+
+
+def _ranges(logs: Iterable[Wanted]) -> tuple[LogRange, ...]:
+    return tuple(
+        LogRange(slot=log.slot, seq=log.seq, epoch=log.epoch, start=0, stop=log.length)
+        for log in logs
+    )

@@ -1,0 +1,150 @@
+"""What a stage needs to swap: a pager with its two lanes, and what the controller is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from dvrt.actors.compute import Compute, Done
+from dvrt.actors.messages import LoadStage, Swapped
+from dvrt.actors.pager import Copied, Pager
+from dvrt.control.steps import Step
+from dvrt.models.swap import SwappingModel, SwapTrial
+from dvrt.models.swap_figures import SwapFigures
+from dvrt.planner.swapping import SwapJudgement, judge_swapping
+from dvrt.virtual import precise_clock
+
+T = TypeVar("T")
+
+
+class Swapping:
+    """The steps of one stage and the copies that they need; made on the stage's loop.
+
+    ``on_failure`` is told of a copy that failed, after which the stage cannot go on.
+    """
+
+    def __init__(
+        self,
+        order: LoadStage,
+        model: SwappingModel,
+        *,
+        compute: Compute,
+        make_compute: Callable[[str], Compute],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        spec = order.spec
+        name = f"p{order.pipeline}-s{order.stage}"
+        self._order = order
+        self._lanes = (make_compute(f"{name} copies in"), make_compute(f"{name} copies out"))
+        self._copies: list[tuple[str, int, float, float, int]] = []
+        entry_bytes = _entry_bytes(order, model)
+        self._pager = Pager(
+            model,
+            n_microbatches=spec.n_microbatches,
+            compute=compute,
+            lane_in=self._lanes[0],
+            lane_out=self._lanes[1],
+            entry_bytes=entry_bytes,
+            bandwidth=spec.swap_bandwidth,
+            clock=precise_clock(asyncio.get_running_loop()),
+            on_copied=self._copied,
+            on_failure=on_failure,
+        )
+        trial = _trial(order, model)
+        limit = spec.swap_bandwidth or trial.bandwidth
+        self._tried = SwapFigures(
+            device_slots=spec.device_slots,
+            batch_size=spec.batch_size,
+            entry_bytes=entry_bytes,
+            max_context=spec.max_context,
+            host_kv_bytes=model.host_kv_bytes,
+            step_s=trial.step_s,
+            bandwidth=min(limit, trial.bandwidth or limit),
+        )
+
+    def submit(
+        self, step: Step, work: Callable[[], T], *, cost_s: float = 0.0
+    ) -> asyncio.Future[Done[T]]:
+        """See ``Pager.submit``."""
+        return self._pager.submit(step, work, cost_s=cost_s)
+
+    def figures(self) -> SwapFigures:
+        """Measured so far; of the trial at load time where there is nothing yet."""
+        seen, tried = self._pager.statistics(), self._tried
+        return replace(
+            tried,
+            step_s=seen.step_s / seen.steps if seen.steps else tried.step_s,
+            bandwidth=seen.in_bytes / seen.in_s if seen.in_s else tried.bandwidth,
+            in_bytes=seen.in_bytes,
+            out_bytes=seen.out_bytes,
+            waited_s=seen.waited_s,
+            steps=seen.steps,
+        )
+
+    def news(self) -> Swapped | None:
+        """What the controller has not heard of; None if there is nothing."""
+        if not self._copies:
+            return None
+        copies, self._copies = tuple(self._copies), []
+        order = self._order
+        return Swapped(
+            pipeline=order.pipeline, stage=order.stage, figures=self.figures(), copies=copies
+        )
+
+    async def aclose(self) -> None:
+        """Drop what has not begun; waits for a copy that has. Before the compute is closed."""
+        self._pager.close()
+        for lane in self._lanes:
+            await asyncio.to_thread(lane.close)
+
+    def _copied(self, copied: Copied) -> None:
+        self._copies.append(
+            (copied.direction, copied.microbatch, copied.began, copied.busy_s, copied.nbytes)
+        )
+
+
+def judge_figures(figures: SwapFigures) -> SwapJudgement | None:
+    """Does swapping pay for requests that fill the context? None where copies take no time."""
+    if not figures.bandwidth or not figures.step_s:
+        return None
+    return judge_swapping(
+        step_s=figures.step_s,
+        batch_size=figures.batch_size,
+        entry_bytes=figures.entry_bytes,
+        bandwidth=figures.bandwidth,
+        contexts=range(1, figures.max_context + 1),
+    )
+
+
+def swap_status(figures: SwapFigures) -> Mapping[str, float]:
+    """What a worker's status says of swapping; the figures of several stages are not added."""
+    judged = judge_figures(figures)
+    return {
+        "device_slots": figures.device_slots,
+        "host_kv_bytes": figures.host_kv_bytes,
+        "step_s": figures.step_s,
+        "bandwidth": figures.bandwidth,
+        "hidden_context": judged.hidden_context if judged else float(figures.max_context),
+        "gain": judged.gain if judged else 2.0,
+        "in_bytes": figures.in_bytes,
+        "out_bytes": figures.out_bytes,
+        "waited_s": figures.waited_s,
+    }
+
+
+def _entry_bytes(order: LoadStage, model: SwappingModel) -> int:
+    pretended = order.timing.entry_bytes if order.timing is not None else 0
+    return pretended or model.entry_bytes(order.spec.first, order.spec.stop)
+
+
+def _trial(order: LoadStage, model: SwappingModel) -> SwapTrial:
+    """What the model tried; of the null device what it was told."""
+    if model.trial is not None:
+        return model.trial
+    spec = order.spec
+    step_s = order.null_step_s
+    if order.timing is not None:
+        step_s = order.timing.decode_step_s([spec.max_context // 2] * spec.batch_size)
+    return SwapTrial(step_s, spec.swap_bandwidth)

@@ -1,0 +1,201 @@
+"""Which stages there are, which worker has each, and what each must know of the others.
+
+Pure: says what should be told to whom; telling is others' part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dvrt.actors.cluster import PipelineLayout
+from dvrt.actors.messages import Connect, LoadStage, PipelineAddress, StageAddress
+from dvrt.control.pipeline import PipelinePlan, Purpose
+
+MAX_HOLDERS = 8
+"""So many replica actors are remembered for one stage, the latest first."""
+
+
+class SeatState(StrEnum):
+    """``EMPTY``: no worker yet, or a new one is on its way. ``LOADED``: not connected yet."""
+
+    EMPTY = "empty"
+    LOADING = "loading"
+    LOADED = "loaded"
+    READY = "ready"
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One stage of one pipeline, as a mutable record.
+
+    ``owner`` is the worker that has it or will have it. ``actor`` is the address of the latest
+    stage actor, which may be gone while the seat is not LOADED or READY. ``told`` is the latest
+    Connect, ``unanswered`` how many of them wait for their Connected. ``holders`` are the replica
+    actors that may have copies of its logs, the latest first. ``is_missed``: the scheduler was
+    told of its loss, and not yet of its return.
+    """
+
+    order: LoadStage
+    purpose: Purpose
+    owner: str
+    state: SeatState = SeatState.EMPTY
+    actor: str = ""
+    told: Connect | None = None
+    unanswered: int = 0
+    holders: tuple[str, ...] = ()
+    is_missed: bool = False
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    device: str = ""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.order.pipeline, self.order.stage
+
+    @property
+    def is_live(self) -> bool:
+        """There is an actor that can be told something."""
+        return self.state in (SeatState.LOADED, SeatState.READY)
+
+    def vacate(self) -> None:
+        """Its worker is gone."""
+        self.state, self.told, self.unanswered = SeatState.EMPTY, None, 0
+        self.weights_bytes = self.kv_bytes = 0
+
+    def connect(self, wish: Connect) -> None:
+        """This is what it is told now."""
+        self.told = wish
+        self.unanswered += 1
+        former = tuple(each for each in self.holders if each not in wish.replicas)
+        self.holders = (*wish.replicas, *former)[:MAX_HOLDERS]
+
+    def __repr__(self) -> str:
+        return f"<Seat {self.key} {self.owner} {self.state} unanswered {self.unanswered}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """The seats of one pipeline in their order."""
+
+    plan: PipelinePlan
+    seats: tuple[Seat, ...]
+
+    @property
+    def is_addressed(self) -> bool:
+        """All its stages have or had an actor."""
+        return all(seat.actor for seat in self.seats)
+
+    @property
+    def is_ready(self) -> bool:
+        return all(seat.state is SeatState.READY for seat in self.seats)
+
+    @property
+    def address(self) -> PipelineAddress:
+        stages = tuple(
+            StageAddress(actor=seat.actor, first=seat.order.spec.first, stop=seat.order.spec.stop)
+            for seat in self.seats
+        )
+        return PipelineAddress(pipeline=self.plan.id, stages=stages)
+
+
+class Topology:
+    """All current pipelines. Each log is copied to ``n_replicas`` other workers at most."""
+
+    def __init__(self, *, controller: str, n_replicas: int) -> None:
+        self._controller = controller
+        self._n_replicas = n_replicas
+        self._rows: dict[int, Row] = {}
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Prompt pipelines first, the older first."""
+        ordered = sorted(self._rows.values(), key=_rank)
+        return tuple(ordered)
+
+    @property
+    def seats(self) -> Iterator[Seat]:
+        """All stages in the order of the ring."""
+        return (seat for row in self.rows for seat in row.seats)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The workers in the order of the ring, each once."""
+        return tuple(dict.fromkeys(seat.owner for seat in self.seats))
+
+    def add(self, layout: PipelineLayout, owners: tuple[str, ...]) -> None:
+        """A pipeline whose stages belong to these workers."""
+        purpose = layout.plan.purpose
+        seats = [
+            Seat(order, purpose, owner) for order, owner in zip(layout.loads, owners, strict=True)
+        ]
+        self._rows[layout.plan.id] = Row(layout.plan, tuple(seats))
+
+    def drop(self, pipeline: int) -> Row:
+        return self._rows.pop(pipeline)
+
+    def has(self, pipeline: int) -> bool:
+        return pipeline in self._rows
+
+    def row(self, pipeline: int) -> Row:
+        return self._rows[pipeline]
+
+    def seat(self, pipeline: int, stage: int) -> Seat | None:
+        """None for a stage of a pipeline that is gone."""
+        row = self._rows.get(pipeline)
+        return row.seats[stage] if row is not None and 0 <= stage < len(row.seats) else None
+
+    def seats_of(self, worker: str) -> list[Seat]:
+        return [seat for seat in self.seats if seat.owner == worker]
+
+    @property
+    def is_settled(self) -> bool:
+        """Nobody who works has yet to confirm what it was told."""
+        return not any(seat.unanswered for seat in self.seats)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_settled and all(row.is_ready for row in self._rows.values())
+
+    def wish(self, seat: Seat, replicas: Mapping[str, str]) -> Connect | None:
+        """What a stage should be told now; None while its pipeline has no addresses.
+
+        ``replicas`` are the replica actors of living workers by the worker's name.
+        """
+        row = self._rows[seat.order.pipeline]
+        if not row.is_addressed:
+            return None
+        after = seat.order.stage + 1
+        is_last = after == len(row.seats)
+        return Connect(
+            next_actor=self._controller if is_last else row.seats[after].actor,
+            targets=tuple(other.address for other in self._targets(row)),
+            replicas=self._replicas(seat.owner, replicas),
+        )
+
+    def _targets(self, row: Row) -> Iterator[Row]:
+        """Where logs of this pipeline may go: from prompts to tokens, and to what replaces it.
+
+        Pipelines other than one for both, or one for each, are there while a split changes.
+        """
+        purposes = sorted(other.plan.purpose for other in self._rows.values())
+        is_changing = purposes not in ([Purpose.BOTH], [Purpose.PROMPT, Purpose.TOKEN])
+        for other in self.rows:
+            is_pair = (row.plan.purpose, other.plan.purpose) == (Purpose.PROMPT, Purpose.TOKEN)
+            if other is not row and other.is_addressed and (is_pair or is_changing):
+                yield other
+
+    def _replicas(self, owner: str, replicas: Mapping[str, str]) -> tuple[str, ...]:
+        """The holders of a worker's logs: those who come after it in the ring.
+
+        A worker that is to be replaced keeps its place, so that nobody else's copies move.
+        """
+        ring = self.owners
+        at = ring.index(owner)
+        following = (*ring[at + 1 :], *ring[:at])[: self._n_replicas]
+        return tuple(replicas[name] for name in following if replicas.get(name))
+
+
+def _rank(row: Row) -> tuple[bool, int]:
+    return row.plan.purpose is not Purpose.PROMPT, row.plan.id
