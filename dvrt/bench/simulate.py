@@ -26,7 +26,7 @@ WORKERS = 2
 FLEET = Setup(stages=4, clusters=250, batch=8, chunk_tokens=512)
 FLEET_PROFILE = "opt-66b-a100-80"
 FLEET_RATE_PER_S = 250.0
-"""One request a second for each cluster, about three quarters of what it can do."""
+"""One request a second for each cluster, about four fifths of what it can do."""
 FLEET_REQUESTS = 1_000_000
 QUICK_REQUESTS = 10_000
 

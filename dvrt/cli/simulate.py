@@ -1,4 +1,4 @@
-"""``dvrt simulate``: the public simulators' runs and their sweep over machines and splits."""
+"""``dvrt simulate``: a deployment over a trace, or the public simulators' runs and their sweep."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dvrt.cli.parameters import with_options
 from dvrt.cli.signals import interruptible
+from dvrt.cli.simulate_proper import ProperOptions, simulate_proper
 from dvrt.errors import ConfigError
 from dvrt.options import make_options, option
 from dvrt.planner.model_info import read_model_info
@@ -71,17 +72,29 @@ class SimulateOptions:
             raise ConfigError("requests is missing; a file with [prompt_size, generated_tokens]")
 
 
-@with_options(options=SimulateOptions)
+@with_options(options=SimulateOptions, deployment=ProperOptions)
 def simulate(
     *,
     compat: Annotated[
-        bool, typer.Option("--compat", help="as the public simulators do; the only way so far")
-    ] = True,
+        bool, typer.Option("--compat", help="as the public simulators do; so without a profile")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
     options: dict[str, Any],
+    deployment: dict[str, Any],
 ) -> None:
-    """Simulate a deployment, or sweep over all splits of 1 to 16 machines."""
+    """Simulate a deployment, or sweep over all splits of 1 to 16 machines.
+
+    With --profile or --null-timing the runtime's own scheduler decides; without them this is what
+    the public simulators do.
+    """
+    if "profile" in deployment or "null_timing" in deployment:
+        if compat:
+            raise ConfigError("--compat has no profile; its times are --prompt-time, --token-time")
+        simulate_proper(deployment, options, as_json=json)
+        return
+    if deployment:
+        raise ConfigError(f"{min(deployment)} needs --profile or --null-timing")
     given = make_options(SimulateOptions, options)
     if given.sweep:
         _sweep(given, as_json=json)

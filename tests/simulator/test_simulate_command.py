@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,75 @@ def test_bad_input(run, arguments: tuple[str, ...], says: str) -> None:
 def test_no_machines(run, requests: str) -> None:
     with pytest.raises(ConfigError, match="machines is 0"):
         run("--requests", requests, "--machines", "0")
+
+
+TIMES = "decode_s = 0.01\nprompt_token_s = 0.0001\nentry_bytes = 1000\n"
+
+
+@pytest.fixture
+def timing(tmp_path: Path) -> str:
+    path = tmp_path / "times.toml"
+    path.write_text(TIMES)
+    return str(path)
+
+
+def test_a_deployment_by_fixed_times(run, timing: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    shape = ("--stages", "2", "--prompt-stages", "1", "--cost", "3.6", "--replicas", "1")
+    load = ("--count", "40", "--rate", "5", "--fail", "1@2")
+    out = run("--null-timing", timing, *shape, *load, "--trace", str(trace))
+    assert "40 requests on 3 machines" in out
+    assert "per million tokens" in out
+    assert "1 failures" in out
+    assert "wait transfer" in out
+    spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert len(spans) > 100
+
+
+def test_a_plot(timing: str, tmp_path: Path) -> None:
+    """In a process of its own: matplotlib keeps its font files open."""
+    plot = tmp_path / "plot.svg"
+    command = ("simulate", "--null-timing", timing, "--count", "20", "--plot", str(plot))
+    subprocess.run([sys.executable, "-m", "dvrt", *command], check=True, capture_output=True)
+    assert plot.read_text().startswith("<?xml")
+
+
+def test_a_deployment_by_a_profile_as_json(run, tmp_path: Path) -> None:
+    trace = tmp_path / "requests.json"
+    trace.write_text(json.dumps([[100, 5, i / 10] for i in range(30)]))
+    given = ("--profile", "opt-13b-a100-80", "--stages", "2", "--clusters", "3", "--swap")
+    found = json.loads(
+        run(*given, "--microbatches", "4", "--requests", str(trace), "--workers", "2", "--json")
+    )
+    assert (found["requests"], found["output_tokens"], found["machines"]) == (30, 150, 6)
+    assert found["simulation"]["processes"] == 2
+    assert found["cost"]["dollars"] > 0
+    assert {stage["stage"] for stage in found["stages"]} == {"tokens 0", "tokens 1"}
+    assert found["latencies"]["ttft_s"]["count"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--stages", "4"), "stages needs --profile"),
+        (("--profile", "gpt-5"), "no profile 'gpt-5'"),
+        (("--profile", "opt-66b-a100-80"), "GB missing"),
+        (("--profile", "opt-13b-a100-80", "--stages", "41"), "only 40 layers"),
+        (("--profile", "opt-13b-a100-80", "--null-timing", "x.toml"), "not both"),
+        (("--profile", "opt-13b-a100-80", "--compat"), "no profile"),
+        (("--profile", "opt-13b-a100-80", "--prompt-time", "3"), "prompt_time belongs"),
+        (("--profile", "opt-13b-a100-80", "--requests", "no.json"), "no such file"),
+        (("--profile", "opt-13b-a100-80", "--fail", "now"), "machine@seconds"),
+        (("--profile", "opt-13b-a100-80", "--fail", "1@5"), "cannot fail"),
+        (("--profile", "opt-13b-a100-80", "--fail", "0@-5"), "from 0 on"),
+        (("--profile", "opt-13b-a100-80", "--rate", "0"), "above 0"),
+        (("--profile", "opt-13b-a100-80", "--router", "x"), "choose from"),
+        (("--profile", "opt-13b-a100-80", "--mtbf-hours", "0"), "above 0"),
+        (("--profile", "opt-13b-a100-80", "--workload", "prompt=5"), "needs output"),
+        (("--profile", "opt-13b-a100-80", "--replicas", "1"), "1 replicas"),
+        (("--null-timing", "nowhere.toml"), "No such file"),
+    ],
+)
+def test_bad_deployments(run, arguments: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(*arguments)

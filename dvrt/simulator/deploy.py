@@ -1,0 +1,218 @@
+"""Deployments from a profile of a model on a machine, or from the null device's fixed times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dvrt.errors import ConfigError
+from dvrt.models.null_timing import NullTiming
+from dvrt.models.split import split_evenly
+from dvrt.planner.memory import MemoryNeed
+from dvrt.planner.profile import Profile
+from dvrt.simulator.deployment import (
+    Deployment,
+    FailureFigures,
+    LineFigures,
+    LinkFigures,
+    StageFigures,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What is to be deployed, as ``launch`` takes it; ``clusters`` of it side by side.
+
+    None leaves the runtime's default: one microbatch more than stages, prompts in microbatches of
+    the tokens' size. ``device_slots`` None is without swapping.
+    """
+
+    stages: int
+    prompt_stages: int = 0
+    clusters: int = 1
+    batch: int = 8
+    prompt_batch: int | None = None
+    microbatches: int | None = None
+    prompt_microbatches: int | None = None
+    chunk_tokens: int = 64
+    chunks_per_step: int = 2
+    device_slots: int | None = None
+    replicas: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "clusters", "batch", "chunk_tokens", "chunks_per_step"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.prompt_stages < 0:
+            raise ConfigError(f"prompt_stages is {self.prompt_stages}; at least 0")
+        if not self.prompt_stages and (self.prompt_batch or self.prompt_microbatches):
+            raise ConfigError("prompt_batch and prompt_microbatches need prompt_stages")
+
+
+def deploy_profile(
+    setup: Setup,
+    profile: Profile,
+    *,
+    failures: FailureFigures | None = None,
+    price_per_hour: float | None = None,
+) -> Deployment:
+    """Stages of whole layers with the profile's times; its links, its recovery, its price.
+
+    Detection and restart times of ``failures`` None are the profile's. ConfigError for more stages
+    than layers.
+    """
+    machine, recovery = profile.machine, profile.recovery
+    if price_per_hour is None:
+        price_per_hour = machine.price_per_hour
+    return _deployment(
+        setup,
+        lambda n_stages: profile_stages(profile, n_stages),
+        links=LinkFigures(
+            network=machine.network,
+            host_to_device=machine.host_to_device,
+            device_to_host=machine.device_to_host,
+            restore=profile.restore,
+            latency_s=machine.hop_s,
+        ),
+        failures=failures
+        or FailureFigures(detect_s=recovery.detect_s, restart_s=recovery.restart_s),
+        price_per_hour=price_per_hour,
+    )
+
+
+def deploy_times(
+    setup: Setup,
+    timing: NullTiming,
+    *,
+    links: LinkFigures | None = None,
+    failures: FailureFigures | None = None,
+    price_per_hour: float | None = None,
+) -> Deployment:
+    """Stages that all have the same fixed times, whatever pipeline they are in.
+
+    Logs are cut as if the model had as many layers as all stages together, of equal size.
+    """
+    n_layers = setup.stages * max(1, setup.prompt_stages)
+
+    def stages(n_stages: int) -> tuple[StageFigures, ...]:
+        return tuple(
+            StageFigures(first=first, last=last, timing=timing)
+            for first, last in split_evenly(n_layers, n_stages)
+        )
+
+    return _deployment(
+        setup,
+        stages,
+        links=links or LinkFigures(),
+        failures=failures or FailureFigures(),
+        price_per_hour=price_per_hour,
+    )
+
+
+def profile_stages(profile: Profile, n_stages: int) -> tuple[StageFigures, ...]:
+    """The model cut as the runtime cuts it; the last stage has the head."""
+    intervals = split_evenly(profile.model.layers, n_stages)
+    return tuple(
+        StageFigures(
+            first=first,
+            last=last,
+            timing=stage_timing(profile, last - first, has_head=last == profile.model.layers),
+            load_s=profile.load_s(last - first),
+        )
+        for first, last in intervals
+    )
+
+
+def stage_timing(profile: Profile, layers: int, *, has_head: bool) -> NullTiming:
+    """The profile's fits as times of a stage that are linear in what a step is made of.
+
+    What every stage adds to a step counts once for its decodes and once for each chunk. A prompt's
+    quadratic part counts the entries that its tokens read, half a square.
+    """
+    prompt = [layers * c for c in profile.prompt.coefficients]
+    token = [layers * c for c in profile.token.coefficients]
+    if profile.prompt_stage:
+        prompt = [a + b for a, b in zip(prompt, profile.prompt_stage.coefficients, strict=True)]
+    if profile.token_stage:
+        token = [a + b for a, b in zip(token, profile.token_stage.coefficients, strict=True)]
+    head = profile.head.coefficients if profile.head and has_head else (0.0, 0.0, 0.0, 0.0)
+    return NullTiming(
+        decode_s=token[0] + head[0],
+        decode_row_s=token[1] + head[1],
+        decode_entry_s=token[2],
+        chunk_s=prompt[0] + prompt[1],
+        prompt_token_s=prompt[2],
+        prompt_entry_s=2 * prompt[3],
+        entry_bytes=layers * profile.model.kv_bytes_per_token,
+    )
+
+
+def _deployment(
+    setup: Setup,
+    stages: Callable[[int], tuple[StageFigures, ...]],
+    *,
+    links: LinkFigures,
+    failures: FailureFigures,
+    price_per_hour: float | None,
+) -> Deployment:
+    prompts = None
+    if setup.prompt_stages:
+        prompts = LineFigures(
+            stages=stages(setup.prompt_stages),
+            n_microbatches=setup.prompt_microbatches or setup.prompt_stages + 1,
+            batch_size=setup.prompt_batch or setup.batch,
+            chunk_tokens=setup.chunk_tokens,
+            chunks_per_step=setup.chunks_per_step,
+        )
+    return Deployment(
+        tokens=LineFigures(
+            stages=stages(setup.stages),
+            n_microbatches=setup.microbatches or setup.stages + 1,
+            batch_size=setup.batch,
+            chunk_tokens=setup.chunk_tokens,
+            chunks_per_step=setup.chunks_per_step,
+        ),
+        prompts=prompts,
+        clusters=setup.clusters,
+        links=links,
+        device_slots=setup.device_slots,
+        replicas=setup.replicas,
+        failures=failures,
+        price_per_hour=price_per_hour,
+    )
+
+
+def _roles(
+    deployment: Deployment, longest_prompt: int, longest_context: int
+) -> Iterator[tuple[str, LineFigures, int]]:
+    if deployment.prompts is None:
+        yield "a machine", deployment.tokens, longest_context
+        return
+    yield "a prompt machine", deployment.prompts, longest_prompt
+    yield "a token machine", deployment.tokens, longest_context
+
+
+def check_memory(
+    deployment: Deployment,
+    profile: Profile,
+    *,
+    longest_prompt: int,
+    longest_context: int,
+    usable_share: float,
+) -> None:
+    """Raise ConfigError, with what is missing, if weights and logs do not fit the machines."""
+    for role, line, longest in _roles(deployment, longest_prompt, longest_context):
+        layers = max(stage.layers for stage in line.stages)
+        n_kept = line.n_microbatches
+        if line is deployment.tokens and deployment.device_slots is not None:
+            n_kept = min(n_kept, deployment.device_slots)
+        logs = n_kept * line.batch_size * longest * layers * profile.model.kv_bytes_per_token
+        ends = profile.model.ends_bytes(len(line.stages))
+        need = MemoryNeed(
+            role=role,
+            weight_bytes=layers * profile.model.layer_weight_bytes + ends,
+            kv_bytes=logs,
+            available_bytes=int(profile.machine.memory_bytes * usable_share),
+        )
+        if need.missing_bytes:
+            raise ConfigError(need.describe())
