@@ -48,6 +48,13 @@ class Actor(ABC):
         Has the node's ``stop_s`` to finish and is cancelled then.
         """
 
+    def on_abort(self) -> None:  # noqa: B027
+        """Called in place of ``on_stop`` when the node ends as if its process were killed.
+
+        Drops, without waiting, tasks and threads that would end with the process. ``on_start`` may
+        not have run.
+        """
+
     @abstractmethod
     async def receive(self, message: Message, context: Context) -> Message | None:
         """Handle one message. What is returned answers an ask; None answers it with Acknowledged.

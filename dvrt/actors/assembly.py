@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
 from dvrt.actors.compute import Compute, LoopCompute, ThreadCompute
 from dvrt.actors.executor import StageExecutor
@@ -23,6 +24,7 @@ _log = logging.getLogger("dvrt.actors")
 
 async def run_stage_worker(boot: WorkerBoot) -> int:
     """A worker of a cluster, from joining to its exit code; see ``worker_main``."""
+    await asyncio.sleep(boot.start_s)
     return await worker_main(boot, make_host)
 
 
@@ -31,6 +33,7 @@ def make_host(boot: WorkerBoot) -> HostActor:
         boot.name,
         boot.controller,
         replica_bytes=boot.replica_bytes or sys.maxsize,
+        persist=Path(boot.persist) if boot.persist else None,
         make_executor=make_executor,
         make_compute=make_compute,
     )

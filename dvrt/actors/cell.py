@@ -96,6 +96,7 @@ class Cell:
         self._is_aborted = True
         self._mailbox.close()
         self.task.cancel()
+        self.actor.on_abort()
 
     def statistics(self) -> QueueStatistics:
         return self._mailbox.statistics()

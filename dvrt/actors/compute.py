@@ -39,6 +39,10 @@ class Compute(Protocol):
         """Drop what has not begun; wait for what has."""
         ...
 
+    def abandon(self) -> None:
+        """As ``close``, without waiting."""
+        ...
+
 
 class ThreadCompute:
     """Work on one thread; futures complete on the loop that made this object."""
@@ -60,9 +64,12 @@ class ThreadCompute:
         return future
 
     def close(self) -> None:
+        self.abandon()
+        self._thread.join()
+
+    def abandon(self) -> None:
         self._closing = True
         self._work.put(None)
-        self._thread.join()
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
@@ -130,6 +137,9 @@ class LoopCompute:
         return future
 
     def close(self) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
         self._closed = True
         self._queue.clear()
         for timer in self._timers:

@@ -18,7 +18,16 @@ from dvrt.actors.dispatch import Dispatcher
 from dvrt.actors.journal import Journal
 from dvrt.actors.keeping import Keeper
 from dvrt.actors.kept_stream import KeptStream
-from dvrt.actors.messages import Arrived, Connected, Joined, Replicated, StageLoaded, Swapped
+from dvrt.actors.messages import (
+    ArchiveFailed,
+    Arrived,
+    Connected,
+    Joined,
+    LinkCut,
+    Replicated,
+    StageLoaded,
+    Swapped,
+)
 from dvrt.actors.outlook import Outlook, Watchfulness
 from dvrt.actors.overseer import Overseer
 from dvrt.actors.rebalance import Rebalancer
@@ -245,6 +254,8 @@ class Controller(Actor):
                 self._arrived(message)
             case Replicated():
                 self._replicated(message)
+            case ArchiveFailed():
+                self._archive_failed(message)
             case Joined():
                 self._overseer.join(message)
             case StageLoaded():
@@ -253,6 +264,9 @@ class Controller(Actor):
                 self._swapped(message)
             case Connected():
                 self._overseer.connected(message)
+            case LinkCut(pipeline=pipeline):
+                if self._dispatcher.steps_lost(pipeline):
+                    self._overseer.connect_again(pipeline)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
@@ -288,6 +302,11 @@ class Controller(Actor):
         self._overseer.swapped(message.pipeline, message.stage, message.figures)
         self._chronicle.swapped(message)
 
+    def _archive_failed(self, message: ArchiveFailed) -> None:
+        text = f"worker {message.worker}: {message.reason}; serving goes on"
+        self._chronicle.cluster("persistence off", text)
+        self._overseer.archive_failed(message.worker)
+
     def _replicated(self, message: Replicated) -> None:
         seat = self._overseer.topology.seat(message.pipeline, message.stage)
         if seat is not None and seat.is_live:
@@ -322,6 +341,7 @@ class Controller(Actor):
             self._chronicle.cluster("serving")
             self._resume()
             self._ready.set_result(None)
+        self._dispatcher.settled()
         if self._rebalancer.settled():
             self._chronicle.cluster(self.state, "the split was changed")
 

@@ -35,14 +35,17 @@ from dvrt.control.events import (
     Restore,
     Retired,
     Rewind,
+    Rewound,
     RunStep,
     StageLost,
     StageReady,
     StepFinished,
+    StepsLost,
     Submit,
     Tick,
 )
 from dvrt.control.pipeline import PipelinePlan
+from dvrt.control.recovery import TRANSFER_LIMIT_S
 from dvrt.control.scheduler import Scheduler, SchedulerStatistics
 from dvrt.control.steps import Step, StepDone
 from dvrt.errors import ActorError, DvrtError, RequestRejected, TransportError
@@ -80,6 +83,7 @@ class Dispatcher:
         self._driven = {layout.plan.id for layout in plan.layouts}
         self._streams: dict[str, RequestStream] = {}
         self._firsts: dict[str, ActorRef] = {}
+        self._rewinding: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.quiet = asyncio.Event()
         self.quiet.set()
@@ -202,6 +206,20 @@ class Dispatcher:
         self._handle(StageLost(pipeline=pipeline, stage=stage, now=self._clock.time()))
         self._wake()
 
+    def steps_lost(self, pipeline: int) -> bool:
+        """Steps in flight are void; whether the pipeline is one that is driven."""
+        if pipeline not in self._driven:
+            return False
+        self._rewinding.add(pipeline)
+        self._handle(StepsLost(pipeline=pipeline, now=self._clock.time()))
+        return True
+
+    def settled(self) -> None:
+        """Every stage has confirmed what it was told: no void step is left anywhere."""
+        rewound, self._rewinding = self._rewinding, set()
+        for pipeline in rewound & self._driven:
+            self._handle(Rewound(pipeline=pipeline, now=self._clock.time()))
+
     def stage_ready(self, seat: Seat) -> bool:
         """Whether logs are to be restored."""
         pipeline, stage = seat.key
@@ -271,6 +289,8 @@ class Dispatcher:
         seat = self._overseer.topology.seat(step.pipeline, 0)
         assert seat is not None, f"step {step.id} is for pipeline {step.pipeline}, which is closed"
         self._chronicle.launched(step)
+        if any(item.commits for items in (step.ships, step.chunks) for item in items):
+            self._wake_at(self._clock.time() + TRANSFER_LIMIT_S + 1.0)
         first = self._firsts.get(seat.actor)
         if first is None:
             first = self._firsts[seat.actor] = self._node.ref(seat.actor)

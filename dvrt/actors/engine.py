@@ -143,11 +143,11 @@ class Engine:
             self._controller.leave(stream)
 
     async def knows(self, request_id: str) -> bool:
-        """Whether ``resume`` would find this request."""
+        """Whether ``resume`` gives this request's answer: it runs, or has ended of itself."""
         stream = await self._controller.find(request_id)
         if stream is not None:
             self._controller.leave(stream)
-        return stream is not None
+        return stream is not None and not stream.is_spoiled
 
     @property
     def is_journalled(self) -> bool:
@@ -219,9 +219,10 @@ class Engine:
                 yield _token(emit, piece, emit.finish)
 
     def _cancel(self, stream: RequestStream, sample: int) -> None:
-        """End a sample; the id of a request that has ended may be another's by now."""
+        """A sample's text has met a stop string. The id of a request that has ended may be
+        another's by now."""
         if not stream.is_ended:
-            self._controller.cancel(stream.request.id, sample=sample)
+            self._controller.cancel(stream.request.id, sample=sample, reason=FinishReason.STOP)
 
     def _request(self, prompt: str | Sequence[int], options: GenerateOptions) -> Request:
         ids = self._prompt_ids(prompt)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 from dvrt.actors.actor import Actor, Context
+from dvrt.actors.archive import ArchiveActor
 from dvrt.actors.cell import FAILED
-from dvrt.actors.messages import CloseStage, LoadStage, StopWorker
+from dvrt.actors.messages import CloseStage, LoadStage, StopWorker, WarmUp
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.replicas import ReplicaActor
 from dvrt.actors.stage import MakeCompute, MakeExecutor, StageActor
+from dvrt.actors.warmth import Warmth
 from dvrt.errors import ProtocolError, StageFailed
 from dvrt.wire import Message
 
 REPLICAS = "replicas"
 """The name of a worker's replica actor."""
+ARCHIVE = "archive"
 
 
 class HostActor(Actor):
@@ -28,24 +32,36 @@ class HostActor(Actor):
         replica_bytes: int,
         make_executor: MakeExecutor,
         make_compute: MakeCompute,
+        persist: Path | None = None,
     ) -> None:
         self._worker, self._controller_address = worker, controller
+        self._persist = persist
         self._replica_bytes = replica_bytes
         self._make_executor, self._make_compute = make_executor, make_compute
         self._stages: set[str] = set()
+        self._warmth = Warmth()
 
     async def on_start(self) -> None:
         replicas = ReplicaActor(self._controller_address, limit_bytes=self._replica_bytes)
         self.node.watch(self.node.spawn(replicas, name=REPLICAS), self._ended)
+        if self._persist is not None:
+            archive = ArchiveActor(self._controller_address, self._persist)
+            self.node.watch(self.node.spawn(archive, name=ARCHIVE), self._ended)
 
     async def on_stop(self, reason: str) -> None:
-        for name in (*self._stages, REPLICAS):
+        self._warmth.close()
+        for name in (*self._stages, REPLICAS, ARCHIVE):
             await self.node.stop(name, reason)
+
+    def on_abort(self) -> None:
+        self._warmth.close()
 
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
             case LoadStage():
                 self._load(message)
+            case WarmUp(order=order):
+                self._warmth.begin(order)
             case CloseStage(pipeline=pipeline, stage=stage, reason=reason):
                 await self._close(_name(pipeline, stage), reason)
             case StopWorker(reason=reason):
@@ -63,6 +79,7 @@ class HostActor(Actor):
             order,
             make_executor=self._make_executor,
             make_compute=self._make_compute,
+            wait_weights=self._warmth.wait,
         )
         self._stages.add(name)
         self.node.watch(self.node.spawn(stage, name=name), self._ended)

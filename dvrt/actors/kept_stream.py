@@ -9,6 +9,7 @@ from dvrt.actors.journal_store import Asked
 from dvrt.actors.stream import RequestStream
 from dvrt.control.events import Emit
 from dvrt.errors import DvrtError
+from dvrt.requests import FinishReason
 
 
 class KeptStream(RequestStream):
@@ -25,6 +26,12 @@ class KeptStream(RequestStream):
         self._readers: set[asyncio.Future[None]] = set()
         self._n_readers = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_spoiled(self) -> bool:
+        """It has ended, and not by what it says: it was cancelled, or something failed."""
+        spoilers = (FinishReason.CANCELLED, FinishReason.ERROR)
+        return self.is_ended and any(emit.finish in spoilers for emit in self._kept)
 
     def recall(self, emits: tuple[Emit, ...]) -> None:
         """These were emitted in an earlier life."""

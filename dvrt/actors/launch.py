@@ -85,7 +85,7 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
         stack.push_async_callback(_end_task, loading)
         try:
             async with asyncio.timeout(options.start_limit_s):
-                spawn = partial(_spawn, options, nursery, me, secret)
+                spawn = partial(_spawn, plan, nursery, me, secret)
                 crew = controller.start(spawn, n_external=options.external_workers)
                 stack.push_async_callback(crew.aclose)
                 text, _ = await asyncio.gather(loading, controller.wait_ready())
@@ -172,8 +172,9 @@ def _preload(plan: ClusterPlan) -> list[str]:
 
 
 async def _spawn(
-    options: LaunchOptions, nursery: WorkerNursery, controller: ActorRef, secret: bytes, name: str
+    plan: ClusterPlan, nursery: WorkerNursery, controller: ActorRef, secret: bytes, name: str
 ) -> Worker:
+    options, timing = plan.blueprint.options, plan.blueprint.timing
     boot = WorkerBoot(
         name=name,
         controller=str(controller),
@@ -181,5 +182,7 @@ async def _spawn(
         heartbeat_s=options.heartbeat_s,
         lease_s=options.lease_s,
         replica_bytes=options.replica_memory or 0,
+        persist=options.persist_directory,
+        start_s=timing.start_s if plan.device == "null" and timing is not None else 0.0,
     )
     return await nursery.spawn("dvrt.actors.assembly:run_stage_worker", boot, name=name)

@@ -13,13 +13,15 @@ from dvrt.wire import message
 class Joined:
     """A worker has started and can be given work.
 
-    ``host_actor`` makes stages at that worker, ``replica_actor`` keeps copies of others' logs.
+    ``host_actor`` makes stages at that worker, ``replica_actor`` keeps copies of others' logs, and
+    ``archive_actor``, if there is one, those of its own in files.
     """
 
     worker: str
     pid: int
     host_actor: str
     replica_actor: str = ""
+    archive_actor: str = ""
 
 
 @message("stage.load")
@@ -40,6 +42,13 @@ class LoadStage:
     vocab_size: int
     null_step_s: float
     timing: NullTiming | None = None
+
+
+@message("stage.warm")
+class WarmUp:
+    """The controller to a spare's host: have ready what ``order``, or another stage's, needs."""
+
+    order: LoadStage
 
 
 @message("stage.close")
@@ -117,6 +126,18 @@ class Connected:
     worker: str
     pipeline: int
     stage: int
+
+
+@message("stage.cut")
+class LinkCut:
+    """A stage to the controller: steps for the next stage may be lost, though it may live.
+
+    It passes nothing on until it is told a Connect.
+    """
+
+    pipeline: int
+    stage: int
+    reason: str
 
 
 @message("stage.rewind")
@@ -242,14 +263,24 @@ class DropReplicas:
 class SendReplica:
     """The controller to a replica actor: ship these logs to ``to``, as Entries and a Commit each.
 
-    ``ranges`` name slot, seq, the epoch to ship under, and the most that is wanted. Asked;
-    answered by ReplicaSent.
+    ``ranges`` name slot, seq, the epoch to ship under, and the most that is wanted, ``first`` and
+    ``last`` the layers of the stage. Asked; answered by ReplicaSent. An archive takes it as well.
     """
 
     pipeline: int
     stage: int
     to: str
     ranges: tuple[LogRange, ...]
+    first: int = 0
+    last: int = 0
+
+
+@message("archive.failed")
+class ArchiveFailed:
+    """An archive actor to the controller: the disk refuses, and nothing more is written."""
+
+    worker: str
+    reason: str
 
 
 @message("replica.sent")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
@@ -29,6 +30,8 @@ _log = logging.getLogger("dvrt.actors")
 
 household: ContextVar[dict[Node, None] | None] = ContextVar("household", default=None)
 """Where a node notes itself, so that whoever stands in for its process can end it abruptly."""
+wiring: ContextVar[Callable[[str], Network] | None] = ContextVar("wiring", default=None)
+"""Gives a node of this name its network, where that is not ``dvrt.transport``."""
 
 
 class Node:
@@ -64,8 +67,9 @@ class Node:
         self._cells: dict[str, Cell] = {}
         self._is_open = False
         self._post = Post(name, self._cells, limits=self.limits, strict=strict)
+        wire = wiring.get()
         self._peers = Peers(
-            network=network or dvrt.transport,
+            network=network or (wire(name) if wire is not None else dvrt.transport),
             hello=Hello(node=name, incarnation=self.incarnation, role=role, description={}),
             secret=secret,
             limits=self.limits,
@@ -183,6 +187,10 @@ class Node:
     def fence(self, node_address: str, reason: str) -> None:
         """Cut a peer off for good: watchers are told, and this incarnation of it is refused."""
         self._peers.fence(node_address, reason)
+
+    def cut(self, node_address: str, reason: str) -> None:
+        """Break the links to a peer, as a network that fails would; both may connect anew."""
+        self._peers.cut(node_address, reason)
 
     def statistics(self) -> NodeStatistics:
         return NodeStatistics(

@@ -6,25 +6,24 @@ the states call for. Nothing here waits, and everything that is waited for has a
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
+from dvrt.actors.alarms import Alarms
 from dvrt.actors.cell import FAILED as ACTOR_FAILED
 from dvrt.actors.cluster import PipelineLayout
 from dvrt.actors.crew import Crew
-from dvrt.actors.messages import CloseStage, Connected, DropReplicas, Joined, StageLoaded
+from dvrt.actors.messages import CloseStage, Connected, DropReplicas, Joined, StageLoaded, WarmUp
 from dvrt.actors.node import Node
 from dvrt.actors.outlook import Outlook, Watchfulness
 from dvrt.actors.ref import ActorRef
-from dvrt.actors.roster import IDLE, Member, Roster
+from dvrt.actors.roster import Member, Roster
 from dvrt.actors.swapping import swap_status
-from dvrt.actors.topology import Seat, SeatState, Topology
+from dvrt.actors.topology import Seat, SeatState, Topology, described
 from dvrt.actors.worker import WorkerExit
 from dvrt.actors.worker_process import FAILED as EXIT_FAILED
 from dvrt.clock import Clock
-from dvrt.control.pipeline import Purpose
 from dvrt.errors import DvrtError, StageFailed
 from dvrt.models.swap_figures import SwapFigures
 
@@ -32,7 +31,6 @@ DEATHS_WINDOW_S = 60.0
 """Losses within this time count together."""
 CONNECT_LIMIT_S = 10.0
 """How long a stage may take to confirm what it was told of its neighbours."""
-ROLES = {Purpose.BOTH: "stage", Purpose.PROMPT: "prompt", Purpose.TOKEN: "token"}
 
 
 class Overseer:
@@ -49,11 +47,11 @@ class Overseer:
         )
         self.n_lost = 0
         self.is_serving = False
-        self._loop = asyncio.get_running_loop()
         self._deaths: deque[float] = deque()
         self._expected: set[str] = set()
-        self._vacancies: dict[str, asyncio.TimerHandle | None] = {}
-        self._alarms: dict[Seat, asyncio.TimerHandle] = {}
+        self._vacancies: list[str] = []
+        self._patience: Alarms[str] = Alarms()
+        self._alarms: Alarms[Seat] = Alarms()
         self._suspicions: dict[str, str] = {}
         self._is_over = False
 
@@ -86,6 +84,7 @@ class Overseer:
         self._reconcile()
         if not self.topology.seats_of(member.name):
             self._outlook.status(member.status, "it waits to be needed")
+            self.roster.tell(member.host, WarmUp(order=next(iter(self.topology.seats)).order))
 
     def loaded(self, loaded: StageLoaded) -> None:
         """A stage has its weights; others can be told where it is."""
@@ -95,7 +94,7 @@ class Overseer:
             return
         if seat.state is not SeatState.LOADING:
             return
-        self._quiet(seat)
+        self._alarms.quiet(seat)
         seat.state, seat.actor = SeatState.LOADED, loaded.actor
         seat.weights_bytes, seat.kv_bytes = loaded.weights_bytes, loaded.kv_bytes
         seat.device = loaded.device
@@ -112,7 +111,7 @@ class Overseer:
             return
         seat.unanswered -= 1
         if not seat.unanswered:
-            self._quiet(seat)
+            self._alarms.quiet(seat)
             self._reconcile()
 
     def add(self, layouts: Iterable[PipelineLayout], owners: Iterable[str]) -> None:
@@ -126,15 +125,16 @@ class Overseer:
         """Close a pipeline; workers that are left without a stage wait as spares."""
         row = self.topology.drop(pipeline)
         for seat in row.seats:
-            self._quiet(seat)
+            self._alarms.quiet(seat)
             member = self.roster.get(seat.owner)
             if member is not None:
                 self.roster.forget(member, seat.actor)
                 close = CloseStage(pipeline=pipeline, stage=seat.order.stage, reason=reason)
                 self.roster.tell(member.host, close)
                 self._show(member)
-        for actor in self.roster.replica_actors.values():
-            self.roster.tell(actor, DropReplicas(pipeline=pipeline))
+        roster = self.roster
+        for actor in (*roster.replica_actors.values(), *roster.archive_actors.values()):
+            roster.tell(actor, DropReplicas(pipeline=pipeline))
         self._reconcile()
 
     def crew_for(self, n_workers: int) -> tuple[str, ...]:
@@ -144,6 +144,14 @@ class Overseer:
         while len(names) < n_workers:
             names.append(self._hire())
         return tuple(names[:n_workers])
+
+    def connect_again(self, pipeline: int) -> None:
+        """Have every stage of a pipeline confirm once more what it was told."""
+        seats = self.topology.row(pipeline).seats
+        for seat in seats:
+            seat.told = None
+        if all(seat.is_live for seat in seats):  # a missing one's return connects them all
+            self._reconcile()
 
     def computed(self, pipeline: int, stage: int, busy_s: float) -> None:
         """Count a step of a stage."""
@@ -159,6 +167,13 @@ class Overseer:
         member = self.roster.get(seat.owner) if seat is not None else None
         if member is not None:
             self.roster.count(member, swap=swap_status(figures))
+
+    def archive_failed(self, name: str) -> None:
+        """A worker's disk refuses: its stages are told to write there no more."""
+        member = self.roster.get(name)
+        if member is not None:
+            member.archive_actor = ""
+            self._reconcile()
 
     def lags(self, seat: Seat, tokens: int) -> None:
         """The copies of a stage's logs lack so many tokens of a sequence."""
@@ -210,7 +225,8 @@ class Overseer:
             self._give_up(StageFailed(name, text))
             return
         seats = self.topology.seats_of(name)
-        if seats and self._crew.was_hired(name) and not self._idle():
+        waits = self.is_serving and self._idle()  # before, spares take nobody's place
+        if seats and self._crew.was_hired(name) and not waits:
             self._hand_over(name, self._hire(name))
         elif seats:
             self._hand_over(name, self._open_vacancy(f"the place of {name}", limited=True))
@@ -226,7 +242,7 @@ class Overseer:
             self._deaths.popleft()
         seats = self.topology.seats_of(name)
         for seat in seats:
-            self._quiet(seat)
+            self._alarms.quiet(seat)
             seat.vacate()
         member = self.roster.get(name)
         if member is not None:
@@ -240,12 +256,11 @@ class Overseer:
 
     def _open_vacancy(self, name: str, *, limited: bool) -> str:
         """A stand-in for the name of a worker that is still to come."""
-        timer = None
+        self._vacancies.append(name)
         if limited:
             limit_s = self._limits.start_limit_s
             error = StageFailed(name, f"nobody took it within {limit_s:g} s")
-            timer = self._loop.call_later(limit_s, self._give_up, error)
-        self._vacancies[name] = timer
+            self._patience.set(name, limit_s, self._give_up, error)
         return name
 
     def _hand_over(self, name: str, owner: str) -> None:
@@ -259,10 +274,8 @@ class Overseer:
 
     def _end(self) -> None:
         self._is_over = True
-        for timer in (*self._alarms.values(), *self._vacancies.values()):
-            if timer is not None:
-                timer.cancel()
-        self._alarms.clear()
+        self._alarms.close()
+        self._patience.close()
         self._vacancies.clear()
 
     # Doing what the states call for.
@@ -273,9 +286,9 @@ class Overseer:
         self._fill_vacancies()
         for seat in list(self.topology.seats):
             self._load(seat)
-        replicas = self.roster.replica_actors
+        replicas, archives = self.roster.replica_actors, self.roster.archive_actors
         for seat in list(self.topology.seats):
-            self._connect(seat, replicas)
+            self._connect(seat, replicas, archives)
         if not self.topology.is_settled:
             return
         for seat in list(self.topology.seats):
@@ -288,10 +301,8 @@ class Overseer:
     def _fill_vacancies(self) -> None:
         for member in self._idle():
             if self._vacancies and (self.is_serving or not self._crew.was_hired(member.name)):
-                vacancy = next(iter(self._vacancies))
-                timer = self._vacancies.pop(vacancy)
-                if timer is not None:
-                    timer.cancel()
+                vacancy = self._vacancies.pop(0)
+                self._patience.quiet(vacancy)
                 self._hand_over(vacancy, member.name)
 
     def _load(self, seat: Seat) -> None:
@@ -304,8 +315,8 @@ class Overseer:
         self._show(member)
         self.roster.tell(member.host, replace(seat.order, controller=str(self._me)))
 
-    def _connect(self, seat: Seat, replicas: dict[str, str]) -> None:
-        wish = self.topology.wish(seat, replicas) if seat.is_live else None
+    def _connect(self, seat: Seat, replicas: dict[str, str], archives: dict[str, str]) -> None:
+        wish = self.topology.wish(seat, replicas, archives) if seat.is_live else None
         if wish is not None and wish != seat.told:
             seat.connect(wish)
             self._alarm(seat, CONNECT_LIMIT_S, "confirm its neighbours")
@@ -336,33 +347,9 @@ class Overseer:
         return [member for member in self.roster.living if member.name not in owners]
 
     def _alarm(self, seat: Seat, limit_s: float, what: str) -> None:
-        self._quiet(seat)
         reason = f"it did not {what} within {limit_s:g} s"
-        self._alarms[seat] = self._loop.call_later(limit_s, self.lost, seat.owner, reason, 0.0)
-
-    def _quiet(self, seat: Seat) -> None:
-        timer = self._alarms.pop(seat, None)
-        if timer is not None:
-            timer.cancel()
+        self._alarms.set(seat, limit_s, self.lost, seat.owner, reason, 0.0)
 
     def _show(self, member: Member) -> None:
-        """Let a worker's status say what it has; of several stages, the newest one's place."""
-        seats = self.topology.seats_of(member.name)
-        if not seats:
-            self.roster.change(
-                member, role="spare", stage=None, layers=None, pipeline=None, state=IDLE
-            )
-            return
-        latest = max(seats, key=lambda seat: seat.key)
-        states = [state for state in SeatState if any(seat.state is state for seat in seats)]
-        self.roster.change(
-            member,
-            role=ROLES[latest.purpose],
-            stage=latest.order.stage,
-            layers=latest.order.spec.layers,
-            pipeline=latest.order.pipeline,
-            state=str(states[0]),
-            device=latest.device or latest.order.spec.device,
-            weights_bytes=sum(seat.weights_bytes for seat in seats),
-            kv_bytes=sum(seat.kv_bytes for seat in seats),
-        )
+        """Let a worker's status say what it has."""
+        self.roster.change(member, **described(self.topology.seats_of(member.name)))

@@ -156,7 +156,7 @@ class Peers:
             hello = await greet(
                 channel, hello=self._hello, secret=self._secret, deadline_s=self._limits.greet_s
             )
-        except DvrtError as error:
+        except (DvrtError, MemoryError) as error:
             self._ended(link, f"cannot reach it: {error}")
             return
         if hello.incarnation in self._fenced:

@@ -12,9 +12,7 @@ from typing import Any
 
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.messages import (
-    Commit,
     DropReplicas,
-    Entries,
     LogRange,
     ReplicaGap,
     ReplicaSent,
@@ -24,12 +22,10 @@ from dvrt.actors.messages import (
 )
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.replica_copy import ReplicaCopy, Shelf
-from dvrt.buffers import Region
+from dvrt.actors.shipping import ship_log, until
 from dvrt.errors import ActorError, ProtocolError, TransportError
-from dvrt.kv.digest import Tally, digest_of
+from dvrt.kv.digest import digest_of
 from dvrt.wire import Message
-
-PIECE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -172,57 +168,20 @@ class ReplicaActor(Actor):
                 self.counters.rotten += sound < copy.nbytes
                 length = min(sound // shelf.entry_bytes, wanted.stop)
                 if length:
-                    await self._ship(order.to, shelf, copy, wanted, length)
-                    sent.append(_until(wanted, length))
+                    await ship_log(
+                        self.node.ref(order.to),
+                        wanted,
+                        copy.data[: length * shelf.entry_bytes],
+                        layers=(shelf.first, shelf.last),
+                        entry_bytes=shelf.entry_bytes,
+                        sender=self.me.address,
+                    )
+                    sent.append(until(wanted, length))
         return ReplicaSent(ranges=tuple(sent))
-
-    async def _ship(
-        self, to: str, shelf: Shelf, copy: ReplicaCopy, wanted: LogRange, length: int
-    ) -> None:
-        """The entries [0, length) as Entries, and the Commit."""
-        ref, tally = self.node.ref(to), Tally()
-        most = max(1, PIECE_BYTES // shelf.entry_bytes)
-        for start in range(0, length, most):
-            stop = min(start + most, length)
-            part = copy.data[start * shelf.entry_bytes : stop * shelf.entry_bytes]
-            digest = digest_of([part])
-            note = Entries(
-                slot=wanted.slot,
-                seq=wanted.seq,
-                epoch=wanted.epoch,
-                first=shelf.first,
-                last=shelf.last,
-                start=start,
-                stop=stop,
-                sender=self.me.address,
-                index=len(tally),
-                digest=digest,
-            )
-            tally.add(note.index, nbytes=len(part), digest=digest)
-            await ref.tell(note, Region.of(part))
-        total = tally.sum()
-        await ref.tell(
-            Commit(
-                slot=wanted.slot,
-                seq=wanted.seq,
-                epoch=wanted.epoch,
-                first=shelf.first,
-                last=shelf.last,
-                length=length,
-                sender=self.me.address,
-                chunks=total.chunks,
-                nbytes=total.nbytes,
-                digest=total.digest,
-            )
-        )
 
     def _drop(self, pipeline: int) -> None:
         for key in [key for key in self._shelves if key[0] == pipeline]:
             self._nbytes -= self._shelves.pop(key).nbytes
-
-
-def _until(wanted: LogRange, length: int) -> LogRange:
-    return LogRange(slot=wanted.slot, seq=wanted.seq, epoch=wanted.epoch, start=0, stop=length)
 
 
 async def _try_tell(ref: ActorRef, message: object) -> None:

@@ -87,10 +87,14 @@ class Replicator:
     async def aclose(self) -> None:
         """Send nothing more."""
         tasks = [holder.task for holder in self._holders.values() if holder.task is not None]
+        self.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def abort(self) -> None:
+        """As ``aclose``, without waiting."""
         for holder in self._holders.values():
             self._end(holder)
         self._holders.clear()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_compute(self, work: Callable[[], None]) -> None:
         """Behind what was submitted before; the ledger is the compute's."""

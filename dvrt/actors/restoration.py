@@ -1,7 +1,7 @@
 """Bringing a replaced stage's logs back from the workers that keep copies of them.
 
 Every log that is wanted is answered once, with what could be had; whoever dies meanwhile only
-makes that less. One task per stage, which waits for nothing without a limit.
+makes that less. One task per Restore, which waits for nothing without a limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Answer = Callable[[Seat, Wanted, int], None]
 
 @dataclass(slots=True, eq=False)
 class _Wishes:
-    """The logs that one stage should get back, and what has become of them."""
+    """The logs that one Restore wants brought to a stage, and what has become of them."""
 
     open: dict[Name, Wanted]
     answered: set[Name] = field(default_factory=set)
@@ -39,54 +39,62 @@ class _Wishes:
     under_way: set[Name] = field(default_factory=set)
     task: asyncio.Task[None] | None = None
 
+    @property
+    def is_over(self) -> bool:
+        return self.task is not None and self.task.done()
+
 
 class Restorer:
-    """Carries out Restore commands; ``done(seat)`` is called when all logs of one are answered."""
+    """Carries out Restore commands, several for one stage at a time as well; ``done(seat)`` is
+    called when all logs of one are answered."""
 
     def __init__(
         self, node: Node, roster: Roster, *, answer: Answer, done: Callable[[Seat], None]
     ) -> None:
         self._node, self._roster = node, roster
         self._answer, self._done = answer, done
-        self._wishes: dict[Seat, _Wishes] = {}
+        self._wishes: dict[Seat, list[_Wishes]] = {}
 
     def begin(self, seat: Seat, command: Restore) -> None:
-        """Have logs brought to a stage; what was begun for it before is given up."""
-        self.abandon(seat)
+        """Have logs brought to a stage."""
         wishes = _Wishes({(log.slot, log.seq, log.epoch): log for log in command.logs})
-        self._wishes[seat] = wishes
+        running = [each for each in self._wishes.get(seat, ()) if not each.is_over]
+        self._wishes[seat] = [*running, wishes]
         wishes.task = asyncio.get_running_loop().create_task(
             self._restore(seat, wishes), name=f"restore {seat.key}"
         )
 
     def abandon(self, seat: Seat) -> None:
         """The stage is lost again: nothing of this is answered any more."""
-        wishes = self._wishes.pop(seat, None)
-        if wishes is not None and wishes.task is not None:
-            wishes.task.cancel()
+        for wishes in self._wishes.pop(seat, ()):
+            if wishes.task is not None:
+                wishes.task.cancel()
 
     def arrived(self, seat: Seat, message: Arrived) -> bool:
         """Whether this was about a log that is, or was, to be restored."""
-        wishes = self._wishes.get(seat)
         name = message.slot, message.seq, message.epoch
-        if wishes is None or name not in wishes.open.keys() | wishes.answered:
-            return False
+        for wishes in self._wishes.get(seat, ()):
+            if name in wishes.open or name in wishes.answered:
+                self._heard(seat, wishes, name, message.length)
+                return True
+        return False
+
+    def _heard(self, seat: Seat, wishes: _Wishes, name: Name, length: int) -> None:
         if name in wishes.under_way:
             wishes.under_way.discard(name)
             wishes.arrivals.set()
-        if message.length and name in wishes.open:
-            self._settle(seat, wishes, name, message.length)
-        return True
+        if length and name in wishes.open:
+            self._settle(seat, wishes, name, length)
 
     async def aclose(self) -> None:
-        tasks = [wishes.task for wishes in self._wishes.values() if wishes.task is not None]
+        tasks = [each.task for some in self._wishes.values() for each in some if each.task]
         for seat in list(self._wishes):
             self.abandon(seat)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _restore(self, seat: Seat, wishes: _Wishes) -> None:
         for holder in seat.holders:
-            if wishes.open and holder in self._roster.replica_actors.values():
+            if wishes.open and self._roster.has_holder(holder):
                 await self._restore_from(holder, seat, wishes)
         for name in list(wishes.open):
             self._settle(seat, wishes, name, 0)
@@ -96,8 +104,14 @@ class Restorer:
         """Ask one holder for all that is still wanted, and wait until no more comes of it."""
         wishes.under_way = set(wishes.open)
         pipeline, stage = seat.key
+        first, last = seat.order.spec.layers
         order = SendReplica(
-            pipeline=pipeline, stage=stage, to=seat.actor, ranges=_ranges(wishes.open.values())
+            pipeline=pipeline,
+            stage=stage,
+            to=seat.actor,
+            ranges=_ranges(wishes.open.values()),
+            first=first,
+            last=last,
         )
         try:
             sent = await self._node.ref(holder).ask(order, deadline_s=SEND_LIMIT_S)

@@ -14,11 +14,12 @@ from dvrt.actors.heartbeat import Heartbeat
 from dvrt.actors.messages import Joined, StopWorker
 from dvrt.actors.node import Node
 from dvrt.actors.ref import ActorRef
+from dvrt.actors.topology import IDLE
 from dvrt.actors.watches import Watch
 from dvrt.errors import ActorError, OutOfMemory, TransportError
 from dvrt.results import WorkerStatus
 
-IDLE, LOST, ENDED = "idle", "lost", "ended"
+LOST, ENDED = "lost", "ended"
 MAX_GONE = 16
 """So many workers that are gone stay in the status."""
 
@@ -32,6 +33,7 @@ class Member:
 
     host: ActorRef
     replica_actor: str
+    archive_actor: str
     status: WorkerStatus
     heartbeat: Heartbeat | None = None
     limit_s: float = 0.0
@@ -75,6 +77,15 @@ class Roster:
         """The replica actors of living workers."""
         return {member.name: member.replica_actor for member in self.living}
 
+    @property
+    def archive_actors(self) -> dict[str, str]:
+        """The archives of living workers, where they have one that can be written to."""
+        return {each.name: each.archive_actor for each in self.living if each.archive_actor}
+
+    def has_holder(self, actor: str) -> bool:
+        """Whether a living worker has this replica actor or archive."""
+        return any(actor in (each.replica_actor, each.archive_actor) for each in self.living)
+
     def get(self, name: str) -> Member | None:
         """A living worker."""
         member = self._members.get(name)
@@ -100,7 +111,9 @@ class Roster:
             state=IDLE,
             device="",
         )
-        member = Member(self._node.ref(joined.host_actor), joined.replica_actor, status)
+        member = Member(
+            self._node.ref(joined.host_actor), joined.replica_actor, joined.archive_actor, status
+        )
         self._members[joined.worker] = member
         self.watch(member, joined.host_actor)
         return member

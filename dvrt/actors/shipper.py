@@ -128,8 +128,12 @@ class Shipper:
             for each in pipelines
         }
 
-    async def aclose(self) -> None:
+    def abort(self) -> None:
+        """Send nothing more, and wait for nothing."""
         self.connect(())
+
+    async def aclose(self) -> None:
+        self.abort()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     def _open(self, address: StageAddress) -> _Target:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from dvrt.actors.messages import (
     Connected,
     Entries,
     Forward,
+    LinkCut,
     LoadStage,
     ReplicaGap,
     Rewind,
@@ -39,6 +40,7 @@ from dvrt.actors.ref import ActorRef
 from dvrt.actors.replicator import Replicator
 from dvrt.actors.shipper import Shipper
 from dvrt.actors.swapping import Swapping
+from dvrt.actors.watches import Watch
 from dvrt.buffers import Region
 from dvrt.control.steps import Step, StepDone
 from dvrt.errors import ActorError, DvrtError, OutOfMemory, ProtocolError, TransportError
@@ -47,6 +49,8 @@ from dvrt.wire import Message
 
 MakeExecutor = Callable[[LoadStage], StageExecutor]
 MakeCompute = Callable[[str], Compute]
+WaitWeights = Callable[[LoadStage], Awaitable[None]]
+"""Returns when an order's weights can be loaded."""
 
 
 @dataclass(slots=True)
@@ -69,17 +73,22 @@ class StageActor(Actor):
         *,
         make_executor: MakeExecutor,
         make_compute: MakeCompute,
+        wait_weights: WaitWeights,
     ) -> None:
         self._worker, self._order = worker, order
         self._make_executor, self._make_compute = make_executor, make_compute
+        self._wait_weights = wait_weights
         self._name = f"p{order.pipeline}-s{order.stage}"
         self._is_last = order.stage == order.n_stages - 1
         self._executor: StageExecutor | None = None
         self._swapping: Swapping | None = None
         self._next: ActorRef | None = None
+        self._next_watch: Watch | None = None
+        self._is_cut = False
         self._below, self._newest = 0, -1
         self.counters = StageCounters()
         self._compute: Compute
+        self._loading: asyncio.Task[None] | None = None
         self._shipper: Shipper
         self._replicator: Replicator
 
@@ -89,7 +98,9 @@ class StageActor(Actor):
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def on_stop(self, reason: str) -> None:
-        self._loading.cancel()
+        self._is_cut = True
+        if self._loading is not None:
+            self._loading.cancel()
         if self._executor is not None:
             await self._shipper.aclose()
             await self._replicator.aclose()
@@ -97,6 +108,17 @@ class StageActor(Actor):
             await self._swapping.aclose()
         await asyncio.to_thread(self._compute.close)
         self._executor = None
+
+    def on_abort(self) -> None:
+        if self._loading is None:
+            return
+        self._loading.cancel()
+        if self._executor is not None:
+            self._shipper.abort()
+            self._replicator.abort()
+        if self._swapping is not None:
+            self._swapping.abort()
+        self._compute.abandon()
 
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
@@ -128,7 +150,9 @@ class StageActor(Actor):
 
     async def _load_and_report(self) -> None:
         order, began = self._order, time.monotonic()
-        done = await self._compute.submit(lambda: self._make_executor(order))
+        await self._wait_weights(order)
+        load_s = order.timing.load_s if order.timing is not None else 0.0
+        done = await self._compute.submit(lambda: self._make_executor(order), cost_s=load_s)
         executor = self._executor = done.value
         if household.get() is None:  # a process of its own, whose objects stay to its end
             gc.collect()
@@ -175,7 +199,11 @@ class StageActor(Actor):
 
     async def _connect(self, connect: Connect) -> None:
         self._loaded()
-        self._next = self.node.ref(connect.next_actor)
+        self._next, self._is_cut = self.node.ref(connect.next_actor), False
+        if self._next_watch is not None:
+            self._next_watch.cancel()
+        if not self._is_last:  # the controller watches the last one itself
+            self._next_watch = self.node.watch(self._next, lambda _, why: self._cut(why))
         self._shipper.connect(connect.targets)
         self._replicator.connect(connect.replicas)
         order = self._order
@@ -225,12 +253,13 @@ class StageActor(Actor):
             if done.value is None:
                 return
         self.counters.steps += 1
-        if step.id >= self._below:
+        if step.id >= self._below and not self._is_cut:
             spans = (*forward.spans, (done.began, done.busy_s))
             try:
                 self._send(step, done.value, spans)
-            except (ActorError, TransportError, OutOfMemory):  # it is dead, or stuck
+            except (ActorError, TransportError, OutOfMemory) as error:  # it is dead, or stuck
                 self.counters.undelivered += 1
+                self._cut(str(error))
         self._replicator.stepped(step)
         self._report_swaps()
 
@@ -242,6 +271,16 @@ class StageActor(Actor):
             return
         regions = [Region.of(hidden) for hidden in executed.hidden]
         self._next.tell_nowait(Forward(step=step, spans=spans), *regions)
+
+    def _cut(self, reason: str) -> None:
+        """Later steps must not overtake one that is lost: nothing is passed on for now."""
+        if self._is_cut:
+            return
+        self._is_cut = True
+        order = self._order
+        with suppress(DvrtError):
+            note = LinkCut(pipeline=order.pipeline, stage=order.stage, reason=reason)
+            self._controller.tell_nowait(note)
 
     def _report_swaps(self) -> None:
         news = self._swapping.news() if self._swapping is not None else None

@@ -99,6 +99,12 @@ class Swapping:
         for lane in self._lanes:
             await asyncio.to_thread(lane.close)
 
+    def abort(self) -> None:
+        """As ``aclose``, without waiting."""
+        self._pager.close()
+        for lane in self._lanes:
+            lane.abandon()
+
     def _copied(self, copied: Copied) -> None:
         self._copies.append(
             (copied.direction, copied.microbatch, copied.began, copied.busy_s, copied.nbytes)

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from dvrt.actors.cluster import PipelineLayout
 from dvrt.actors.messages import Connect, LoadStage, PipelineAddress, StageAddress
 from dvrt.control.pipeline import PipelinePlan, Purpose
 
+ROLES = {Purpose.BOTH: "stage", Purpose.PROMPT: "prompt", Purpose.TOKEN: "token"}
+IDLE = "idle"
+"""The state of a worker that waits for a stage."""
 MAX_HOLDERS = 8
 """So many replica actors are remembered for one stage, the latest first."""
 
@@ -158,20 +162,25 @@ class Topology:
     def is_ready(self) -> bool:
         return self.is_settled and all(row.is_ready for row in self._rows.values())
 
-    def wish(self, seat: Seat, replicas: Mapping[str, str]) -> Connect | None:
+    def wish(
+        self, seat: Seat, replicas: Mapping[str, str], archives: Mapping[str, str]
+    ) -> Connect | None:
         """What a stage should be told now; None while its pipeline has no addresses.
 
-        ``replicas`` are the replica actors of living workers by the worker's name.
+        ``replicas`` and ``archives`` are those actors of living workers by the worker's name; logs
+        of prompts alone are not worth an archive.
         """
         row = self._rows[seat.order.pipeline]
         if not row.is_addressed:
             return None
         after = seat.order.stage + 1
         is_last = after == len(row.seats)
+        archive = archives.get(seat.owner)
+        kept = (archive,) if archive and seat.purpose is not Purpose.PROMPT else ()
         return Connect(
             next_actor=self._controller if is_last else row.seats[after].actor,
             targets=tuple(other.address for other in self._targets(row)),
-            replicas=self._replicas(seat.owner, replicas),
+            replicas=(*self._replicas(seat.owner, replicas), *kept),
         )
 
     def _targets(self, row: Row) -> Iterator[Row]:
@@ -199,3 +208,21 @@ class Topology:
 
 def _rank(row: Row) -> tuple[bool, int]:
     return row.plan.purpose is not Purpose.PROMPT, row.plan.id
+
+
+def described(seats: list[Seat]) -> dict[str, Any]:
+    """What a worker's status says of its seats; of several, the newest one's place."""
+    if not seats:
+        place = {"role": "spare", "stage": None, "layers": None, "pipeline": None}
+        return {**place, "state": IDLE}
+    latest = max(seats, key=lambda seat: seat.key)
+    return {
+        "role": ROLES[latest.purpose],
+        "stage": latest.order.stage,
+        "layers": latest.order.spec.layers,
+        "pipeline": latest.order.pipeline,
+        "state": str(next(s for s in SeatState if any(seat.state is s for seat in seats))),
+        "device": latest.device or latest.order.spec.device,
+        "weights_bytes": sum(seat.weights_bytes for seat in seats),
+        "kv_bytes": sum(seat.kv_bytes for seat in seats),
+    }

@@ -44,7 +44,9 @@ class WorkerBoot:
     """What a worker must know to join a cluster; ``controller`` is an actor's address.
 
     ``address`` is where its node listens; empty: at the interface that leads to the controller.
-    ``replica_bytes`` bounds the copies that it keeps of others' logs; 0 is no limit.
+    ``replica_bytes`` bounds the copies that it keeps of others' logs; 0 is no limit. It joins
+    ``start_s`` after its beginning at the earliest. In the directory ``persist``, if one is given,
+    it keeps the logs of its own stages.
     """
 
     name: str
@@ -54,6 +56,8 @@ class WorkerBoot:
     lease_s: float = 10.0
     address: str = ""
     replica_bytes: int = 0
+    start_s: float = 0.0
+    persist: str = ""
 
 
 async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor]) -> int:
@@ -99,6 +103,7 @@ async def _join(node: Node, boot: WorkerBoot, me: ActorRef) -> None:
         pid=os.getpid(),
         host_actor=me.address,
         replica_actor=f"{me.node_address}/replicas",
+        archive_actor=f"{me.node_address}/archive" if boot.persist else "",
     )
     await node.ref(boot.controller).tell(joined, sender=me)
 

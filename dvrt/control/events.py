@@ -88,6 +88,22 @@ class StageLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepsLost:
+    """A link between two living stages broke: steps in flight may never come out."""
+
+    pipeline: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """After StepsLost: every stage of the pipeline has taken note of the Rewind."""
+
+    pipeline: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageReady:
     """A lost stage has been replaced; its logs are empty."""
 
@@ -104,7 +120,18 @@ class Rebalance:
     now: float
 
 
-Event = Submit | Cancel | StepFinished | Tick | LogArrived | StageLost | StageReady | Rebalance
+Event = (
+    Submit
+    | Cancel
+    | StepFinished
+    | Tick
+    | LogArrived
+    | StageLost
+    | StepsLost
+    | Rewound
+    | StageReady
+    | Rebalance
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

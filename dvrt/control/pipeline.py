@@ -12,6 +12,8 @@ from enum import StrEnum
 from dvrt.control.sequence import Seat, Sequence
 from dvrt.control.steps import Adopt, Chunk, Fork, Open, Step
 
+LINK = -1
+"""What is missing while a broken link's steps may still be on their way; stages count from 0."""
 FILLING = 4
 """So many times the usual prompt chunks go into a step while no row decodes."""
 
@@ -153,18 +155,20 @@ class Pipeline:
         return max(0, min(share, size) - mine)
 
     def place_for_one(self) -> int | None:
-        """The row to be set aside next: in the emptiest microbatch that may take one.
+        """The row to be set aside next; None if there is none.
 
-        What is shipped there does not wait for steps, so none in flight may touch the slot.
+        In the emptiest of the fullest microbatches, as many of them as there are stages; in others
+        only when those are full. What is shipped there does not wait for steps, so none in flight
+        may touch the slot.
         """
         flying = [step for step in self._in_flight if step is not None]
         touched = set().union(*map(_slots_of, flying))
-        order = sorted(range(self.shape.n_microbatches), key=lambda m: (self._n_taken(m), m))
-        for microbatch in order:
-            if self.may_take(microbatch, 1):
-                for slot in self.free_slots(microbatch):
-                    if slot not in touched:
-                        return slot
+        fullest = sorted(range(self.shape.n_microbatches), key=lambda m: (-self._n_taken(m), m))
+        n_stages = self.shape.n_stages
+        for microbatch in (*reversed(fullest[:n_stages]), *fullest[n_stages:]):
+            for slot in self.free_slots(microbatch):
+                if slot not in touched:
+                    return slot
         return None
 
     def give(self, slot: int, sequence: Sequence) -> None:
@@ -184,9 +188,13 @@ class Pipeline:
     def lose(self, stage: int, now: float) -> None:
         """A stage is gone, and every step in flight with it."""
         self.missing.add(stage)
-        self._in_flight = [None] * self.shape.n_microbatches
+        self.void()
         if self.broken_since is None:
             self.broken_since = now
+
+    def void(self) -> None:
+        """No step in flight counts any more."""
+        self._in_flight = [None] * self.shape.n_microbatches
 
     def regain(self, stage: int) -> None:
         self.missing.discard(stage)

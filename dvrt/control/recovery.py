@@ -9,12 +9,14 @@ from __future__ import annotations
 from dvrt.control.book import Book
 from dvrt.control.events import Command, LogArrived, Place, Restore, Rewind, Wanted
 from dvrt.control.fleet import Fleet
-from dvrt.control.pipeline import Pipeline, Purpose
+from dvrt.control.pipeline import LINK, Pipeline, Purpose
 from dvrt.control.seating import Seating, wanted_of
 from dvrt.control.sequence import Sequence
 
 SEAT_LEASE_S = 10.0
 """For so long rows stay set aside for the prompts of a pipeline that has lost a stage."""
+TRANSFER_LIMIT_S = 10.0
+"""A log that has been sent and has not arrived after this time is sent again."""
 
 
 class Recovery:
@@ -34,6 +36,18 @@ class Recovery:
         for sequence in pipeline.sitting():
             sequence.awaits.pop(stage, None)
         return [Rewind(pipeline=pipeline.id, below=self._fleet.next_step_id)]
+
+    def steps_lost(self, pipeline: Pipeline, now: float) -> list[Command]:
+        """Steps in flight are void; every stage still has what finished ones account for."""
+        pipeline.lose(LINK, now)
+        return [Rewind(pipeline=pipeline.id, below=self._fleet.next_step_id)]
+
+    def rewound(self, pipeline: Pipeline, now: float) -> list[Command]:
+        """No void step can touch a slot any more."""
+        if LINK not in pipeline.missing:
+            return []
+        pipeline.regain(LINK)
+        return self._resume_all(pipeline, now)
 
     def ready(self, pipeline: Pipeline, stage: int, now: float) -> list[Command]:
         """The replacement gets back what can be had of each log."""
@@ -76,15 +90,25 @@ class Recovery:
         self._fleet.move(sequence)
         return self._seating.entered(sequence, Place.TOKEN, now)
 
+    def sent(self, sequence: Sequence, now: float) -> None:
+        """A step that sent the last of a log is done: it should arrive soon."""
+        if sequence.target is not None:
+            sequence.due = now + TRANSFER_LIMIT_S
+
     def reclaim(self, now: float) -> None:
-        """Take back rows set aside for prompts that have made no progress for too long."""
+        """Send again what did not arrive; take back rows set aside for prompts that stand still."""
+        for sequence in self._book:
+            if sequence.due is not None and sequence.due <= now:
+                sequence.due = None
+                sequence.must_reship = sequence.target is not None
         for pipeline in self._fleet:
             if self._lease_end(pipeline) is not None and self._is_overdue(pipeline, now):
                 for sequence in pipeline.sitting():
                     self._fleet.take_back(sequence)
 
     def next_deadline(self) -> float | None:
-        ends = (self._lease_end(pipeline) for pipeline in self._fleet)
+        ends = [self._lease_end(pipeline) for pipeline in self._fleet]
+        ends += [sequence.due for sequence in self._book]
         return min((end for end in ends if end is not None), default=None)
 
     def _is_overdue(self, pipeline: Pipeline, now: float) -> bool:

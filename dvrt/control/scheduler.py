@@ -23,10 +23,12 @@ from dvrt.control.events import (
     Rebalance,
     Reject,
     Retired,
+    Rewound,
     RunStep,
     StageLost,
     StageReady,
     StepFinished,
+    StepsLost,
     Submit,
     Tick,
 )
@@ -138,6 +140,13 @@ class Scheduler:
             case StageLost(pipeline=pipeline, stage=stage, now=now):
                 home = self._fleet.get(pipeline)
                 return self._recovery.lost(home, stage, now) if home is not None else []
+            case StepsLost(pipeline=pipeline, now=now):
+                home = self._fleet.get(pipeline)
+                return self._recovery.steps_lost(home, now) if home is not None else []
+            case Rewound(pipeline=pipeline, now=now):
+                home = self._fleet.get(pipeline)
+                commands = self._recovery.rewound(home, now) if home is not None else []
+                return commands + self._launch_idle(now)
             case StageReady(pipeline=pipeline, stage=stage, now=now):
                 home = self._fleet.get(pipeline)
                 commands = self._recovery.ready(home, stage, now) if home is not None else []
@@ -186,14 +195,14 @@ class Scheduler:
         step = pipeline.finish(done.id, done.microbatch) if pipeline is not None else None
         if pipeline is None or step is None:
             return []
-        self._count_logged(step)
+        self._count_logged(step, now)
         commands = self._take_results(step, done, now)
         commands += self._launch(pipeline, done.microbatch, now)
         if self._book.queue or len(self._fleet) > 1:
             commands += self._launch_idle(now)
         return commands
 
-    def _count_logged(self, step: Step) -> None:
+    def _count_logged(self, step: Step, now: float) -> None:
         """What the step appended is in every stage of its pipeline now."""
         reached = [(each.seq, each.epoch, each.n_tokens) for each in step.adopts]
         reached += [(each.seq, each.epoch, each.n_tokens) for each in step.forks]
@@ -203,6 +212,12 @@ class Scheduler:
             sequence = self._book.get(seq, epoch)
             if sequence is not None:
                 sequence.n_done = max(sequence.n_done, stop)
+        sent = [(each.seq, each.epoch) for each in step.ships if each.commits]
+        sent += [(each.seq, each.epoch) for each in step.chunks if each.commits]
+        for seq, epoch in sent:
+            sequence = self._book.get(seq, epoch)
+            if sequence is not None:
+                self._recovery.sent(sequence, now)
 
     def _take_results(self, step: Step, done: StepDone, now: float) -> list[Command]:
         commands: list[Command] = []

@@ -33,6 +33,7 @@ class Sequence:
     __slots__ = (
         "arrived",
         "awaits",
+        "due",
         "epoch",
         "fork_source",
         "id",
@@ -66,6 +67,7 @@ class Sequence:
         self.target: Seat | None = None
         self.n_shipped = 0
         self.must_reship = False
+        self.due: float | None = None
         self.arrived: set[int] = set()
         self.awaits: dict[int, int] = {}
         self.n_held: int | None = None
@@ -113,7 +115,7 @@ class Sequence:
         """Give up the row that was set aside."""
         target, self.target = self.target, None
         self.n_shipped = 0
-        self.must_reship = False
+        self.must_reship, self.due = False, None
         self.arrived.clear()
         return target
 
@@ -122,7 +124,7 @@ class Sequence:
         self.seat, self.target = self.target, None
         self.n_done = self.n_logged
         self.n_shipped = 0
-        self.n_held = None
+        self.n_held = self.due = None
         self.arrived.clear()
         self.awaits.clear()
         self.is_beginning = True
@@ -143,7 +145,7 @@ class Sequence:
 
     def resume(self, length: int, epoch: int) -> None:
         """Go on from the first ``length`` entries, which every stage has."""
-        self.epoch, self.fork_source, self.must_reship = epoch, None, False
+        self.epoch, self.fork_source, self.must_reship, self.due = epoch, None, False, None
         self.n_logged = self.n_done = length
         self.n_shipped = 0
         self.n_held = None
@@ -174,7 +176,7 @@ class Sequence:
     def restart_shipping(self, epoch: int) -> None:
         """Send everything again, under a new epoch that the next step opens."""
         self.epoch, self.is_beginning, self.must_reship = epoch, True, False
-        self.n_shipped = 0
+        self.n_shipped, self.due = 0, None
         self.arrived.clear()
 
     def begin(self) -> Open | Adopt | Fork:

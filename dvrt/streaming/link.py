@@ -12,26 +12,11 @@ from collections import deque
 from typing import Self
 
 from dvrt.buffers import Region
-from dvrt.errors import (
-    ChannelClosed,
-    DvrtError,
-    PeerLost,
-    ProtocolError,
-    TransportError,
-)
+from dvrt.errors import ChannelClosed, DvrtError, PeerLost, ProtocolError, TransportError
 from dvrt.streaming.contiguous import cut, to_its_end
 from dvrt.streaming.incoming import Arrival, InStream
 from dvrt.streaming.kit import Kit
-from dvrt.streaming.messages import (
-    Commit,
-    Credit,
-    Grant,
-    Hello,
-    Offer,
-    Over,
-    Parcel,
-    Stored,
-)
+from dvrt.streaming.messages import Commit, Credit, Grant, Hello, Offer, Over, Parcel, Stored
 from dvrt.streaming.outgoing import Outgoing, OutStream
 from dvrt.streaming.window import Window, WindowStatistics
 from dvrt.transport import Channel, Incoming

@@ -22,11 +22,14 @@ from dvrt.control.events import (
     Restore,
     Retired,
     Rewind,
+    Rewound,
     RunStep,
     StageLost,
     StageReady,
     StepFinished,
+    StepsLost,
     Submit,
+    Tick,
 )
 from dvrt.control.pipeline import PipelinePlan
 from dvrt.control.scheduler import Limits, Scheduler
@@ -65,9 +68,11 @@ class MiniStage:
         self.received: dict[int, tuple[int, int, int]] = {}
         self.below = 0
         self.is_dead = False
+        self.is_cut = False
 
     def rewind(self, below: int) -> None:
         self.below = max(self.below, below)
+        self.is_cut = False
 
     def receive(
         self, slot: int, seq: int, epoch: int, start: int, tokens: Content, commits: bool
@@ -183,6 +188,8 @@ class MiniStage:
 
     def pass_on(self, step: Step, content: dict[int, Content]) -> None:
         if self.stage + 1 < self.plan.shape.n_stages:
+            if self.is_cut:
+                return
             successor = self.cluster.stages[self.plan.id, self.stage + 1]
             self.cluster.send(self.me, successor.me, lambda: successor.execute(step, content))
             return
@@ -224,6 +231,7 @@ class MiniCluster:
         self.ends: dict[tuple[str, int], FinishReason] = {}
         self.places: dict[str, list[Place]] = defaultdict(list)
         self.retired: list[int] = []
+        self.rewinding: list[int] = []
         self.n_computed = 0
         self.now = 0.0
         self.add(plans)
@@ -325,15 +333,38 @@ class MiniCluster:
             self.lost.append(key)
         self.give(StageLost(pipeline=key[0], stage=key[1], now=self.now))
 
+    def cut(self) -> None:
+        """A link between two living stages breaks; who sends on it says so, or has forgotten."""
+        links = [k for k, queue in self.channels.items() if queue and CONTROLLER not in k]
+        links = [k for k in links if "copies" not in k and k[0][0] not in self.retired]
+        if not links:
+            return
+        source, target = self.rng.choice(links)
+        self.channels[source, target].clear()
+        if source[0] == target[0]:
+            self.stages[source].is_cut = True
+            self.give(StepsLost(pipeline=source[0], now=self.now))
+            self.rewinding.append(source[0])
+
     def repair(self) -> None:
         """A replacement is there; its neighbours were told to rewind before they knew of it."""
         key = self.lost.pop(self.rng.randrange(len(self.lost)))
-        for survivor in self.stages_of(key[0]):
+        self.hear_rewind(key[0])
+        self.stages[key] = MiniStage(self, self.stages[key].plan, key[1])
+        self.give(StageReady(pipeline=key[0], stage=key[1], now=self.now))
+
+    def hear_rewind(self, pipeline: int) -> None:
+        """Every stage has taken note of what the controller told it."""
+        for survivor in self.stages_of(pipeline):
             queue = self.channels[CONTROLLER, survivor]
             while queue:
                 queue.popleft()()
-        self.stages[key] = MiniStage(self, self.stages[key].plan, key[1])
-        self.give(StageReady(pipeline=key[0], stage=key[1], now=self.now))
+
+    def rewind(self) -> None:
+        """The stages behind a broken link have all been told."""
+        pipeline = self.rewinding.pop(self.rng.randrange(len(self.rewinding)))
+        self.hear_rewind(pipeline)
+        self.give(Rewound(pipeline=pipeline, now=self.now))
 
     def rebalance(self, plans: list[PipelinePlan]) -> None:
         self.add(plans)
@@ -343,6 +374,12 @@ class MiniCluster:
         for _ in range(1_000_000):
             if self.lost:
                 self.repair()
+            if self.rewinding:
+                self.rewind()
             if not self.turn() and not self.lost:
-                break
+                at = self.scheduler.next_deadline()
+                if at is None:
+                    break
+                self.now = max(self.now, at)
+                self.give(Tick(now=self.now))
         assert self.scheduler.statistics().n_requests == 0, repr(self.scheduler)

@@ -68,6 +68,10 @@ def run(seed: int, *, losses: float, rebalances: int, n_requests: int = 12) -> M
             cluster.cancel(rng.choice(sorted(gone)))
         if rng.random() < losses:
             cluster.lose(rng.choice([k for k in cluster.stages if k[0] not in cluster.retired]))
+        if rng.random() < losses:
+            cluster.cut()
+        if cluster.rewinding and rng.random() < 0.2:
+            cluster.rewind()
         if cluster.lost and rng.random() < 0.1:
             cluster.repair()
         if turn in rebalance_at:
