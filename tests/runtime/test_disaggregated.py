@@ -133,3 +133,16 @@ def test_real_processes_give_the_same_logits(models: Any) -> None:
     right = asyncio.run(serve(model, requests, in_process=True))
     split = {"prompt_stages": 1, "token_stages": 2}
     assert asyncio.run(serve(model, requests, **split)) == right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_layers", [5, 6, 7])
+@pytest.mark.parametrize("swap", [False, True], ids=["resident", "swapped"])
+def test_the_whole_matrix_on_a_real_model(models: Any, n_layers: int, swap: bool) -> None:
+    """Greedy and seeded, logits and all, for each of the sixteen splits."""
+    model, requests = models("llama", n_layers), mixed(10, seed=n_layers)
+    right = asyncio.run(serve(model, requests, in_process=True))
+    for prompt, token in SPLITS:
+        options = {"prompt_stages": prompt, "token_stages": token, "swap": swap}
+        found = asyncio.run(serve(model, requests, in_process=True, **options))
+        assert found == right, (prompt, token)
