@@ -186,12 +186,6 @@ class LaunchOptions:
     persist: str | None = option(
         None, help="directory where the KV cache is kept as well, against the loss of all workers"
     )
-    orphan_grace: float = option(
-        20.0,
-        help="with a journal, how long workers without a controller wait for the next one",
-        unit="seconds",
-        low=0.0,
-    )
     reattach: float = option(
         60.0,
         help="with a journal, how long a request goes on without its client",
@@ -241,6 +235,11 @@ class LaunchOptions:
         if self.journal is not None:
             return Path(self.journal).expanduser()
         return None if self.persist is None else Path(self.persist).expanduser() / "journal.db"
+
+    @property
+    def persist_directory(self) -> str:
+        """Where the KV cache is kept, in full; empty without."""
+        return str(Path(self.persist).expanduser().absolute()) if self.persist else ""
 
     @property
     def silence_s(self) -> float:

@@ -51,6 +51,11 @@ class FileChannel(GuardedChannel):
         return self._position < self._end
 
     @property
+    def written_bytes(self) -> int:
+        """Where the next record will begin."""
+        return self._end
+
+    @property
     def durable_bytes(self) -> int:
         """How much of the file survives the loss of power."""
         return self._durable_end

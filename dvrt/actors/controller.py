@@ -12,7 +12,7 @@ from functools import partial
 
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.chronicle import Chronicle
-from dvrt.actors.cluster import ClusterPlan, PipelineLayout, Split
+from dvrt.actors.cluster import ClusterPlan, Split
 from dvrt.actors.crew import Crew, Spawn
 from dvrt.actors.dispatch import Dispatcher
 from dvrt.actors.journal import Journal
@@ -21,6 +21,7 @@ from dvrt.actors.kept_stream import KeptStream
 from dvrt.actors.messages import (
     ArchiveFailed,
     Arrived,
+    Connect,
     Connected,
     Joined,
     LinkCut,
@@ -31,24 +32,27 @@ from dvrt.actors.messages import (
 from dvrt.actors.outlook import Outlook, Watchfulness
 from dvrt.actors.overseer import Overseer
 from dvrt.actors.rebalance import Rebalancer
+from dvrt.actors.reports import Reports
 from dvrt.actors.restoration import Restorer
-from dvrt.actors.roster import LOST
+from dvrt.actors.roster import never_seen
+from dvrt.actors.standing import describe_cluster, missed
 from dvrt.actors.stream import RequestStream
-from dvrt.actors.swapping import judge_figures
 from dvrt.actors.topology import Seat
-from dvrt.control.events import Restore, Wanted
+from dvrt.control.events import Wanted
 from dvrt.control.steps import StepDone
 from dvrt.errors import DvrtError, ProtocolError, StageFailed, Unavailable
 from dvrt.observe.events import Record
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
 from dvrt.requests import FinishReason, Request
-from dvrt.results import PipelineStatus, Status, WorkerStatus
+from dvrt.results import Status, WorkerStatus
 from dvrt.virtual import precise_clock
 from dvrt.wire import Message
 
 STALL_LIMIT_S = 60.0
 """A step in flight for longer than this means that the pipeline makes no progress."""
+RELINK_S = 0.05
+"""A link that breaks is made anew no sooner: a neighbour may be dead and not yet missed."""
 
 Progress = Callable[[WorkerStatus], None]
 
@@ -85,27 +89,12 @@ class Controller(Actor):
             plan,
             self._chronicle,
             self._clock,
-            restore=self._restore,
+            restore=lambda seat, command: self._restorer.begin(seat, command),
             retire=self._retire,
             keeper=Keeper(journal, linger_s=reattach_s) if journal is not None else None,
             first_number=journal.first_number if journal is not None else 0,
         )
-        self._overseer = Overseer(watchfulness, self._outlook(), self._clock)
-        self._rebalancer = Rebalancer(
-            plan.blueprint,
-            self._overseer,
-            first_id=1 + self._dispatcher.newest_pipeline,
-            take_over=self._take_over,
-        )
-        self._restorer: Restorer
-        self._state = "starting"
-        self._failure: DvrtError | None = None
-        self._chronicle.read(self._dispatcher.statistics)
-        if journal is not None:
-            journal.on_failure = partial(self._chronicle.cluster, "journal off")
-
-    def _outlook(self) -> Outlook:
-        return Outlook(
+        outlook = Outlook(
             status=self._worker_changed,
             lost=self._lost,
             replaced=self._chronicle.mendings.replaced,
@@ -113,6 +102,20 @@ class Controller(Actor):
             settled=self._settled,
             failed=self._failed,
         )
+        self._overseer = Overseer(watchfulness, outlook, self._clock)
+        self._reports = Reports(self._overseer, self._chronicle)
+        self._rebalancer = Rebalancer(
+            plan.blueprint,
+            self._overseer,
+            first_id=1 + self._dispatcher.newest_pipeline,
+            take_over=self._dispatcher.take_over,
+        )
+        self._restorer: Restorer
+        self._state = "starting"
+        self._failure: DvrtError | None = None
+        self._chronicle.read(self._dispatcher.statistics)
+        if journal is not None:
+            journal.on_failure = partial(self._chronicle.cluster, "journal off")
 
     async def on_stop(self, reason: str) -> None:
         """Nobody is left waiting: requests get an error, workers are told to end."""
@@ -164,8 +167,7 @@ class Controller(Actor):
         return self._journal is not None and not self._journal.is_off
 
     async def find(self, request_id: str) -> KeptStream | None:
-        """The stream of a request in the journal, running or ended, for a consumer who will
-        ``leave``; None for an unknown one."""
+        """The stream of a journalled request, for a consumer who will ``leave``; None: unknown."""
         return await self._dispatcher.find(request_id)
 
     def cancel(
@@ -191,35 +193,15 @@ class Controller(Actor):
         await asyncio.shield(change)
 
     def status(self) -> Status:
-        numbers = self._dispatcher.statistics()
-        topology = self._overseer.topology
-        return Status(
-            model=self._plan.card.name,
-            state=self.state,
-            reason=self._reason(),
-            workers=self._overseer.roster.statuses(topology.owners),
-            pipelines=tuple(
-                PipelineStatus(
-                    id=row.plan.id,
-                    purpose=row.plan.purpose.value,
-                    n_microbatches=row.plan.shape.n_microbatches,
-                    batch_size=row.plan.shape.batch_size,
-                    stages=tuple(seat.state.value for seat in row.seats),
-                )
-                for row in topology.rows
-            ),
-            n_lost=self._overseer.n_lost,
-            n_queued=numbers.n_queued,
-            n_running=numbers.n_running,
-            n_rows=numbers.n_rows,
-            n_finished=self._chronicle.n_finished,
-            uptime_s=self._clock.time() - self._began,
-        )
+        parts = (self._overseer, self._dispatcher, self._chronicle)
+        uptime_s = self._clock.time() - self._began
+        name, failure = self._plan.card.name, self._failure
+        return describe_cluster(name, self.state, failure, *parts, uptime_s=uptime_s)
 
     @property
     def state(self) -> str:
         """See Status."""
-        return "recovering" if self._state == "serving" and self._missed() else self._state
+        return "recovering" if self._state == "serving" and missed(self._overseer) else self._state
 
     def events(self) -> tuple[Record, ...]:
         return self._chronicle.records()
@@ -227,7 +209,7 @@ class Controller(Actor):
     def is_healthy(self) -> bool:
         """False while no token can come: before and after serving, while a stage is missing, and
         when a step takes too long."""
-        is_up = self._state in ("serving", "draining") and not self._missed()
+        is_up = self._state in ("serving", "draining") and not missed(self._overseer)
         return is_up and self._chronicle.oldest_flight_s < STALL_LIMIT_S
 
     def check_integrity(self) -> None:
@@ -249,34 +231,37 @@ class Controller(Actor):
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
             case StepDone():
-                self._step_done(message)
+                if not self._is_over:
+                    self._dispatcher.step_done(message)
+                    self._reports.take(message)
             case Arrived():
                 self._arrived(message)
-            case Replicated():
-                self._replicated(message)
-            case ArchiveFailed():
-                self._archive_failed(message)
+            case Replicated() | ArchiveFailed() | Swapped():
+                self._reports.take(message)
             case Joined():
                 self._overseer.join(message)
             case StageLoaded():
-                self._loaded(message)
-            case Swapped():
-                self._swapped(message)
+                self._overseer.loaded(message)
+                self._reports.take(message)
             case Connected():
                 self._overseer.connected(message)
-            case LinkCut(pipeline=pipeline):
-                if self._dispatcher.steps_lost(pipeline):
-                    self._overseer.connect_again(pipeline)
+            case LinkCut(pipeline=pipeline, stage=stage):
+                seat = self._overseer.topology.seat(pipeline, stage)
+                if seat is not None:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(RELINK_S, self._relink, seat, seat.told)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
 
-    def _step_done(self, done: StepDone) -> None:
-        if self._is_over:
+    def _relink(self, seat: Seat, told: Connect | None) -> None:
+        """Have the stages connect again, unless this one was told of another neighbour meanwhile;
+        the steps in flight are lost."""
+        if self._is_over or seat.told is not told or not seat.is_live:
             return
-        self._dispatcher.step_done(done)
-        for stage, (_, busy_s) in enumerate(done.spans):
-            self._overseer.computed(done.pipeline, stage, busy_s)
+        pipeline = seat.key[0]
+        if self._dispatcher.steps_lost(pipeline):
+            self._overseer.connect_again(pipeline)
 
     def _arrived(self, message: Arrived) -> None:
         seat = self._overseer.topology.seat(message.pipeline, message.stage)
@@ -288,29 +273,6 @@ class Controller(Actor):
             self._dispatcher.log_arrived(
                 seat, message.slot, message.seq, message.epoch, message.length
             )
-
-    def _loaded(self, message: StageLoaded) -> None:
-        self._overseer.loaded(message)
-        if message.swap is None:
-            return
-        self._overseer.swapped(message.pipeline, message.stage, message.swap)
-        judged = judge_figures(message.swap)
-        if judged is not None and not judged.pays:
-            self._chronicle.warned(message.pipeline, message.stage, str(judged))
-
-    def _swapped(self, message: Swapped) -> None:
-        self._overseer.swapped(message.pipeline, message.stage, message.figures)
-        self._chronicle.swapped(message)
-
-    def _archive_failed(self, message: ArchiveFailed) -> None:
-        text = f"worker {message.worker}: {message.reason}; serving goes on"
-        self._chronicle.cluster("persistence off", text)
-        self._overseer.archive_failed(message.worker)
-
-    def _replicated(self, message: Replicated) -> None:
-        seat = self._overseer.topology.seat(message.pipeline, message.stage)
-        if seat is not None and seat.is_live:
-            self._overseer.lags(seat, self._chronicle.replicated(message))
 
     # What the overseer sees.
 
@@ -339,20 +301,12 @@ class Controller(Actor):
         if not self._ready.done():
             self._state = "serving"
             self._chronicle.cluster("serving")
-            self._resume()
+            if self._journal is not None:
+                self._dispatcher.resume_from(self._journal)
             self._ready.set_result(None)
         self._dispatcher.settled()
         if self._rebalancer.settled():
             self._chronicle.cluster(self.state, "the split was changed")
-
-    def _resume(self) -> None:
-        """Go on with what an earlier life of the controller has left."""
-        journal = self._journal
-        if journal is not None and journal.remains:
-            n, generation = len(journal.remains), journal.generation
-            self._chronicle.cluster("resuming", f"{n} requests, in generation {generation}")
-            self._dispatcher.resume(journal.remains)
-            journal.remains = ()
 
     def _failed(self, error: StageFailed) -> None:
         """The overseer has given up; whoever follows the workers hears of it last of all."""
@@ -361,19 +315,13 @@ class Controller(Actor):
         self._end_serving(error, state="failed")
         if self._on_progress is not None:
             known = [each for each in self.status().workers if each.name == error.worker]
-            self._on_progress(known[0] if known else _never_seen(error.worker))
+            self._on_progress(known[0] if known else never_seen(error.worker))
 
     # What the dispatcher and the rebalancer ask for.
-
-    def _restore(self, seat: Seat, command: Restore) -> None:
-        self._restorer.begin(seat, command)
 
     def _restored(self, seat: Seat, wanted: Wanted, length: int) -> None:
         self._chronicle.mendings.restored(seat, wanted.length, length)
         self._dispatcher.log_arrived(seat, wanted.slot, wanted.seq, wanted.epoch, length)
-
-    def _take_over(self, layouts: tuple[PipelineLayout, ...]) -> None:
-        self._dispatcher.take_over(layout.plan for layout in layouts)
 
     def _retire(self, pipeline: int) -> None:
         if self._is_over:
@@ -400,19 +348,3 @@ class Controller(Actor):
         if self._state != "serving":
             why = f": {self._failure}" if self._failure is not None else ""
             raise Unavailable(f"the cluster is {self._state}{why}")
-
-    def _missed(self) -> list[Seat]:
-        return [seat for seat in self._overseer.topology.seats if seat.is_missed]
-
-    def _reason(self) -> str:
-        if self._failure is not None:
-            return str(self._failure)
-        names = [f"stage {seat.key[1]} of pipeline {seat.key[0]}" for seat in self._missed()]
-        return f"being replaced: {', '.join(names)}" if names else ""
-
-
-def _never_seen(worker: str) -> WorkerStatus:
-    """A worker that was lost before it joined."""
-    return WorkerStatus(
-        name=worker, pid=0, role="stage", stage=None, layers=None, state=LOST, device=""
-    )

@@ -12,7 +12,8 @@ from functools import partial
 
 from dvrt.actors import messages
 from dvrt.actors.chronicle import Chronicle
-from dvrt.actors.cluster import ClusterPlan
+from dvrt.actors.cluster import ClusterPlan, PipelineLayout
+from dvrt.actors.journal import Journal
 from dvrt.actors.journal_store import Story
 from dvrt.actors.keeping import Keeper, refusals
 from dvrt.actors.kept_stream import KeptStream
@@ -44,7 +45,6 @@ from dvrt.control.events import (
     Submit,
     Tick,
 )
-from dvrt.control.pipeline import PipelinePlan
 from dvrt.control.recovery import TRANSFER_LIMIT_S
 from dvrt.control.scheduler import Scheduler, SchedulerStatistics
 from dvrt.control.steps import Step, StepDone
@@ -206,6 +206,14 @@ class Dispatcher:
         self._handle(StageLost(pipeline=pipeline, stage=stage, now=self._clock.time()))
         self._wake()
 
+    def resume_from(self, journal: Journal) -> None:
+        """Go on with what an earlier life of the controller has left."""
+        if journal.remains:
+            what = f"{len(journal.remains)} requests, in generation {journal.generation}"
+            self._chronicle.cluster("resuming", what)
+            self.resume(journal.remains)
+            journal.remains = ()
+
     def steps_lost(self, pipeline: int) -> bool:
         """Steps in flight are void; whether the pipeline is one that is driven."""
         if pipeline not in self._driven:
@@ -229,9 +237,9 @@ class Dispatcher:
         self._wake()
         return any(isinstance(command, Restore) for command in commands)
 
-    def take_over(self, plans: Iterable[PipelinePlan]) -> None:
+    def take_over(self, layouts: Iterable[PipelineLayout]) -> None:
         """These pipelines are ready; the others retire."""
-        new = tuple(plans)
+        new = tuple(layout.plan for layout in layouts)
         self._driven |= {plan.id for plan in new}
         self._handle(Rebalance(pipelines=new, now=self._clock.time()))
 

@@ -101,6 +101,7 @@ class JournalStore:
         """Open or create. Raises ConfigError, which names the file, for what is no journal, is
         damaged, belongs to another ``model`` or is in use."""
         self._path = path
+        self._numbers: dict[str, int] = {}
         with self._blamed():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
@@ -228,6 +229,8 @@ class JournalStore:
             "UPDATE requests SET ended = ? WHERE number = ?",
             [(entry.now, numbers[name]) for name in entry.ended],
         )
+        for name in entry.ended:
+            self._numbers.pop(name, None)
 
     def _forget_ended(self, request_id: str) -> None:
         """Its id is given to a new request."""
@@ -246,8 +249,14 @@ class JournalStore:
             self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", numbers)
 
     def _number(self, request_id: str) -> int | None:
+        known = self._numbers.get(request_id)
+        if known is not None:
+            return known
         row = self._db.execute("SELECT number FROM requests WHERE id = ?", (request_id,)).fetchone()
-        return None if row is None else int(row[0])
+        if row is None:
+            return None
+        number = self._numbers[request_id] = int(row[0])
+        return number
 
     def _story(self, number: int, asked: bytes, *, is_ended: bool) -> Story:
         told = decode(asked)
@@ -271,6 +280,7 @@ class JournalStore:
             yield
             self._db.execute("COMMIT")
         except BaseException:
+            self._numbers.clear()
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise

@@ -60,11 +60,15 @@ class LogIndex:
         if each.start > (0 if log is None else log.length):
             return False
         log = self._owner(each, (pipeline, each.slot))
-        piece = Piece(start=each.start, stop=each.stop, file=file, record=record, at=at)
-        before = list(_within(log.pieces, 0, each.start, entry_bytes))
-        is_same = log.epoch == each.epoch
-        after = list(_within(log.pieces, each.stop, log.length, entry_bytes)) if is_same else []
-        log.pieces = [*before, *([piece] if each.stop > each.start else []), *after]
+        if each.start < log.length:
+            before = list(_within(log.pieces, 0, each.start, entry_bytes))
+            is_same = log.epoch == each.epoch
+            after = list(_within(log.pieces, each.stop, log.length, entry_bytes)) if is_same else []
+        else:
+            before, after = log.pieces, []
+        if each.stop > each.start:
+            before.append(Piece(start=each.start, stop=each.stop, file=file, record=record, at=at))
+        log.pieces = before + after if after else before
         log.epoch, log.life = each.epoch, self.life
         return True
 

@@ -45,8 +45,7 @@ class Overseer:
         self.roster = Roster(
             heartbeat_s=limits.heartbeat_s, on_status=outlook.status, on_loss=self.lost
         )
-        self.n_lost = 0
-        self.is_serving = False
+        self.n_lost, self.is_serving = 0, False
         self._deaths: deque[float] = deque()
         self._expected: set[str] = set()
         self._vacancies: list[str] = []
@@ -70,9 +69,7 @@ class Overseer:
         n_hired = sum(len(layout.loads) for layout in places) - n_external
         owners = [self._hire() for _ in range(n_hired)]
         owners += [self._open_vacancy(f"place {i}", limited=False) for i in range(n_external)]
-        for _ in range(self._limits.spares):
-            self._hire()
-        self.add(places, owners)
+        self.add(places, owners + [self._hire() for _ in range(self._limits.spares)])
 
     def join(self, joined: Joined) -> None:
         """A worker asks for work."""
@@ -95,9 +92,7 @@ class Overseer:
         if seat.state is not SeatState.LOADING:
             return
         self._alarms.quiet(seat)
-        seat.state, seat.actor = SeatState.LOADED, loaded.actor
-        seat.weights_bytes, seat.kv_bytes = loaded.weights_bytes, loaded.kv_bytes
-        seat.device = loaded.device
+        seat.fill(loaded)
         self.roster.watch(member, loaded.actor)
         self._show(member)
         if seat.is_missed:
@@ -158,8 +153,8 @@ class Overseer:
         seat = self.topology.seat(pipeline, stage)
         member = self.roster.get(seat.owner) if seat is not None else None
         if member is not None:
-            status = member.status
-            self.roster.count(member, steps=status.steps + 1, busy_s=status.busy_s + busy_s)
+            was = member.status
+            self.roster.count(member, steps=was.steps + 1, busy_s=was.busy_s + busy_s)
 
     def swapped(self, pipeline: int, stage: int, figures: SwapFigures) -> None:
         """How swapping goes at a stage."""
@@ -186,10 +181,10 @@ class Overseer:
         if self._is_over:
             self.roster.ended(name, str(end))
             return
-        reason = self._suspicions.pop(name, "")
-        has_failed = reason.startswith(ACTOR_FAILED)
+        suspicion = self._suspicions.pop(name, "")
+        has_failed = suspicion.startswith(ACTOR_FAILED)
         is_own_fault = has_failed or isinstance(end, DvrtError) or end.code == EXIT_FAILED
-        reason = reason if has_failed else str(end)
+        reason = suspicion if has_failed else str(end)
         if is_own_fault and not self.is_serving:
             self._mark(name, reason, 0.0)
             self._give_up(StageFailed(name, reason))

@@ -1,7 +1,9 @@
 """Copies of one stage's logs for others to keep, sent behind the compute.
 
 Each holder is sent what it lacks of every log, one message at a time; what is computed meanwhile
-goes with the next one. So copies may fall behind, and compute never waits for them.
+goes with the next one. So copies may fall behind, and compute never waits for them. Packing takes
+the compute's time, so while steps come one upon the other it is done once a round, for all
+microbatches together.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from dvrt.kv.spans import Span
 
 MESSAGE_BYTES = 2 << 20
 """About so much is packed for one message at most, in one turn of the compute; the rest follows."""
+
+ARCHIVE_PAUSE_S = 0.05
+"""A holder on this very node writes to files: it gets several steps at once, no more often."""
+
+
+IDLE_S = 0.002
+"""A stage that has got no step for so long has time to pack."""
 
 
 class _Holder:
@@ -56,6 +65,8 @@ class Replicator:
         self._most = max(1, MESSAGE_BYTES // entry_bytes)
         self._holders: dict[str, _Holder] = {}
         self._step = -1
+        self._fresh: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def connect(self, actors: Iterable[str]) -> None:
@@ -70,9 +81,32 @@ class Replicator:
                 self._on_compute(partial(self._ledger.forget, actor))
                 self._start(holder)
 
-    def stepped(self, step: Step) -> None:
-        """A step is computed, and its result is on its way."""
+    def stepped(self, step: Step, *, is_busy: bool) -> None:
+        """A step is computed, and its result is on its way; ``is_busy`` if others wait already.
+
+        It is copied when a microbatch comes round again, or when no step comes for a moment.
+        """
         self._step = max(self._step, step.id)
+        self.busy()
+        if step.microbatch in self._fresh:
+            self._fresh = {step.microbatch}
+            self._start_all()
+            return
+        self._fresh.add(step.microbatch)
+        if not is_busy:
+            self._timer = self._loop.call_later(IDLE_S, self._idle)
+
+    def busy(self) -> None:
+        """A step has come: copies wait for its end."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _idle(self) -> None:
+        self._fresh.clear()
+        self._start_all()
+
+    def _start_all(self) -> None:
         for holder in self._holders.values():
             self._start(holder)
 
@@ -92,6 +126,7 @@ class Replicator:
 
     def abort(self) -> None:
         """As ``aclose``, without waiting."""
+        self.busy()
         for holder in self._holders.values():
             self._end(holder)
         self._holders.clear()
@@ -119,6 +154,8 @@ class Replicator:
                 if copy.ranges or step > holder.sent:
                     await self._send(holder, copy, step if copy.is_all else holder.sent)
                 holder.is_due |= not copy.is_all
+                if copy.is_all and holder.actor.startswith(f"{self._node.address}/"):
+                    await asyncio.sleep(ARCHIVE_PAUSE_S)
         except (ActorError, TransportError):
             holder.sent = -1
             self._on_compute(partial(self._ledger.lacks, holder.actor))

@@ -192,3 +192,10 @@ class Roster:
             member.heartbeat.close()
         for actor in list(member.watches):
             self.forget(member, actor)
+
+
+def never_seen(worker: str) -> WorkerStatus:
+    """A worker that was lost before it joined."""
+    return WorkerStatus(
+        name=worker, pid=0, role="stage", stage=None, layers=None, state=LOST, device=""
+    )

@@ -50,7 +50,6 @@ from dvrt.wire import Message
 MakeExecutor = Callable[[LoadStage], StageExecutor]
 MakeCompute = Callable[[str], Compute]
 WaitWeights = Callable[[LoadStage], Awaitable[None]]
-"""Returns when an order's weights can be loaded."""
 
 
 @dataclass(slots=True)
@@ -86,6 +85,7 @@ class StageActor(Actor):
         self._next_watch: Watch | None = None
         self._is_cut = False
         self._below, self._newest = 0, -1
+        self._n_waiting = 0
         self.counters = StageCounters()
         self._compute: Compute
         self._loading: asyncio.Task[None] | None = None
@@ -234,10 +234,13 @@ class StageActor(Actor):
             future = self._swapping.submit(step, work, cost_s=cost_s)
         else:
             future = self._compute.submit(work, cost_s=cost_s)
+        self._n_waiting += 1
+        self._replicator.busy()
         future.add_done_callback(partial(self._pass_on, forward))
 
     def _pass_on(self, forward: Forward, future: asyncio.Future[Done[Executed | None]]) -> None:
         """Send a result on; futures complete, and so results leave, in the order of the steps."""
+        self._n_waiting -= 1
         if future.cancelled():
             return
         try:
@@ -251,6 +254,7 @@ class StageActor(Actor):
         if done.value is None or step.id < self._below:
             self.counters.void += 1
             if done.value is None:
+                self._copy_behind(step)
                 return
         self.counters.steps += 1
         if step.id >= self._below and not self._is_cut:
@@ -260,8 +264,11 @@ class StageActor(Actor):
             except (ActorError, TransportError, OutOfMemory) as error:  # it is dead, or stuck
                 self.counters.undelivered += 1
                 self._cut(str(error))
-        self._replicator.stepped(step)
+        self._copy_behind(step)
         self._report_swaps()
+
+    def _copy_behind(self, step: Step) -> None:
+        self._replicator.stepped(step, is_busy=self._n_waiting > 0)
 
     def _send(self, step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> None:
         if self._next is None:

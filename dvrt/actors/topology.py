@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Any
 
 from dvrt.actors.cluster import PipelineLayout
-from dvrt.actors.messages import Connect, LoadStage, PipelineAddress, StageAddress
+from dvrt.actors.messages import Connect, LoadStage, PipelineAddress, StageAddress, StageLoaded
 from dvrt.control.pipeline import PipelinePlan, Purpose
+from dvrt.results import PipelineStatus
 
 ROLES = {Purpose.BOTH: "stage", Purpose.PROMPT: "prompt", Purpose.TOKEN: "token"}
 IDLE = "idle"
@@ -67,6 +68,11 @@ class Seat:
         """Its worker is gone."""
         self.state, self.told, self.unanswered = SeatState.EMPTY, None, 0
         self.weights_bytes = self.kv_bytes = 0
+
+    def fill(self, loaded: StageLoaded) -> None:
+        """Its worker has loaded it."""
+        self.state, self.actor, self.device = SeatState.LOADED, loaded.actor, loaded.device
+        self.weights_bytes, self.kv_bytes = loaded.weights_bytes, loaded.kv_bytes
 
     def connect(self, wish: Connect) -> None:
         """This is what it is told now."""
@@ -138,6 +144,18 @@ class Topology:
 
     def drop(self, pipeline: int) -> Row:
         return self._rows.pop(pipeline)
+
+    def statuses(self) -> tuple[PipelineStatus, ...]:
+        return tuple(
+            PipelineStatus(
+                id=row.plan.id,
+                purpose=row.plan.purpose.value,
+                n_microbatches=row.plan.shape.n_microbatches,
+                batch_size=row.plan.shape.batch_size,
+                stages=tuple(seat.state.value for seat in row.seats),
+            )
+            for row in self.rows
+        )
 
     def has(self, pipeline: int) -> bool:
         return pipeline in self._rows

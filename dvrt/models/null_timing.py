@@ -20,6 +20,10 @@ class NullTiming:
     ``prompt_token_s`` and for each entry that each token reads ``prompt_entry_s``. Chunks and the
     decodes of one step come after each other. ``entry_bytes`` are those of one position in all
     layers of the stage, for the copies' time; 0 for the real ones, which are few.
+
+    A worker takes ``start_s`` from its beginning until it can join. A stage's weights take
+    ``read_s`` on their way to the host's memory, which a spare has paid before, and ``load_s`` from
+    there to the device.
     """
 
     decode_s: float = 0.0
@@ -29,6 +33,9 @@ class NullTiming:
     prompt_token_s: float = 0.0
     prompt_entry_s: float = 0.0
     entry_bytes: int = 0
+    start_s: float = 0.0
+    read_s: float = 0.0
+    load_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

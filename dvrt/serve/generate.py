@@ -26,6 +26,7 @@ from dvrt.serve.reply import Reply, to_json
 from dvrt.serve.schema import GenerateBody, parse_chat, parse_completion
 from dvrt.serve.served import Served
 from dvrt.serve.shapes import ChatShape, CompletionShape, Shape
+from dvrt.serve.tickets import Places, Ticket, read_ticket
 from dvrt.serve.tokens import Usage, merged
 
 logger = logging.getLogger("dvrt.serve")
@@ -44,6 +45,7 @@ class Call:
     n: int
     is_stream: bool
     shape: Shape
+    ticket: Ticket | None
 
     def usage(self) -> Usage:
         return Usage(n_prompt=sum(len(prompt) for prompt in self.prompts))
@@ -60,8 +62,9 @@ class GenerateEndpoint(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send, request_id=scope["state"]["request_id"])
         try:
+            ticket = read_ticket(scope) if self._engine.is_journalled else None
             body = await read_json(receive, self._limits)
-            await self._calls.run(receive, self._answer(body, reply))
+            await self._calls.run(receive, self._answer(body, reply, ticket))
         except ClientDisconnect:
             self._engine.metrics.http_hang_up()
         except RequestRejected as error:
@@ -74,17 +77,31 @@ class GenerateEndpoint(ABC):
             await reply.fail(error)
 
     @abstractmethod
-    async def _call(self, body: dict[str, Any]) -> Call:
+    async def _call(self, body: dict[str, Any], ticket: Ticket | None) -> Call:
         """Raises RequestRejected for a body that cannot be served."""
 
-    async def _answer(self, body: dict[str, Any], reply: Reply) -> None:
-        call = await self._call(body)
+    async def _answer(self, body: dict[str, Any], reply: Reply, ticket: Ticket | None) -> None:
+        call = await self._call(body, ticket)
         streams = [
-            self._engine.generate(prompt, **options)
+            await self._tokens(prompt, options, ticket)
             for prompt, options in zip(call.prompts, call.options, strict=True)
         ]
         async with aclosing(merged(streams)) as tokens:
             await (_stream if call.is_stream else _collect)(call, tokens, reply)
+
+    async def _tokens(
+        self, prompt: Sequence[int], options: dict[str, Any], ticket: Ticket | None
+    ) -> AsyncGenerator[Token, None]:
+        """A new request, or the one that the client has named before."""
+        if ticket is None:
+            return self._engine.generate(prompt, **options)
+        request_id = options["request_id"]
+        if await self._engine.knows(request_id):
+            return self._engine.resume(request_id, prompt_ids=prompt)
+        if ticket.seen is not None:
+            text = f"the request {ticket.key!r} is not known here, or not any more"
+            raise Refusal(404, text, param="Last-Event-ID", code="unknown_request")
+        return self._engine.generate(prompt, **options, lingers=True)
 
     def _check_model(self, wanted: str | None) -> None:
         if wanted not in (None, self._engine.model.name):
@@ -111,14 +128,14 @@ class GenerateEndpoint(ABC):
 class CompletionEndpoint(GenerateEndpoint):
     """POST /v1/completions."""
 
-    async def _call(self, body: dict[str, Any]) -> Call:
+    async def _call(self, body: dict[str, Any], ticket: Ticket | None) -> Call:
         parsed = parse_completion(body)
         self._check_model(parsed.model)
         given = split_prompts(parsed.prompt)
         self._check_choices(len(given), parsed.n)
         prompts = await encode_prompts(self._engine, given)
         echoes = self._echoes(given, parsed.n) if parsed.echo else ()
-        call_id = f"cmpl-{secrets.token_hex(12)}"
+        call_id = _call_id("cmpl", ticket)
         return Call(
             call_id=call_id,
             prompts=prompts,
@@ -128,6 +145,7 @@ class CompletionEndpoint(GenerateEndpoint):
             n=parsed.n,
             is_stream=parsed.stream,
             shape=CompletionShape(echoes=echoes, **self._shape_values(call_id, parsed)),
+            ticket=ticket,
         )
 
     def _options(self, body: GenerateBody, prompt: list[int], request_id: str) -> dict[str, Any]:
@@ -149,12 +167,12 @@ class CompletionEndpoint(GenerateEndpoint):
 class ChatEndpoint(GenerateEndpoint):
     """POST /v1/chat/completions."""
 
-    async def _call(self, body: dict[str, Any]) -> Call:
+    async def _call(self, body: dict[str, Any], ticket: Ticket | None) -> Call:
         parsed = parse_chat(body)
         self._check_model(parsed.model)
         self._check_choices(1, parsed.n)
         prompt = await encode_chat(self._engine, parsed)
-        call_id = f"chatcmpl-{secrets.token_hex(12)}"
+        call_id = _call_id("chatcmpl", ticket)
         return Call(
             call_id=call_id,
             prompts=[prompt],
@@ -162,7 +180,12 @@ class ChatEndpoint(GenerateEndpoint):
             n=parsed.n,
             is_stream=parsed.stream,
             shape=ChatShape(**self._shape_values(call_id, parsed)),
+            ticket=ticket,
         )
+
+
+def _call_id(kind: str, ticket: Ticket | None) -> str:
+    return f"{kind}-{secrets.token_hex(12)}" if ticket is None else ticket.call_id(kind)
 
 
 def unknown_model(name: str, engine: Served) -> Refusal:
@@ -188,11 +211,16 @@ async def _collect(call: Call, tokens: Tokens, reply: Reply) -> None:
 async def _stream(call: Call, tokens: Tokens, reply: Reply) -> None:
     """Begins with the first token: until then an error still has a status of its own."""
     shape, usage = call.shape, call.usage()
+    places = Places(len(call.prompts) * call.n, call.ticket)
     opened: set[int] = set()
     async for number, token in tokens:
         _check_alive(token)
         usage.count(token)
         index = number * call.n + token.sample
+        if places.was_told(index, token):
+            opened.add(index)
+            shape.chunk_choice(index, token)  # so that what follows is counted from there
+            continue
         chunks = []
         if index not in opened:
             opened.add(index)
@@ -201,9 +229,10 @@ async def _stream(call: Call, tokens: Tokens, reply: Reply) -> None:
         if shape.says_something(token):
             chunks.append(shape.chunk([shape.chunk_choice(index, token)]))
         if chunks:
-            await reply.events(chunks)
+            await reply.events(chunks, event_id=places.event_id)
     if shape.tells_usage:
         await reply.events([shape.chunk([], usage.as_json())])
+    await reply.events([])
     await reply.end_events()
 
 

@@ -47,11 +47,17 @@ class Reply:
         await self._begin(status, {**length, **(headers or {})})
         await self._end(body)
 
-    async def events(self, values: Sequence[Any]) -> None:
-        """The next events of a stream, in one write; the first ones begin it."""
+    async def events(self, values: Sequence[Any], *, event_id: str | None = None) -> None:
+        """The next events of a stream, in one write; the first ones begin it.
+
+        ``event_id`` is that of the last one, which a client may come back with.
+        """
         if not self._is_begun:
             await self._begin(200, _EVENT_HEADERS)
-        body = b"".join(b"data: %b\n\n" % to_json(value) for value in values)
+        parts = [b"data: %b\n\n" % to_json(value) for value in values]
+        if event_id is not None and parts:
+            parts.insert(-1, b"id: %b\n" % event_id.encode())
+        body = b"".join(parts)
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end_events(self) -> None:

@@ -150,6 +150,8 @@ class FakeEngine:
             if not self.open:
                 self._idle.set()
 
+    is_journalled = False
+
     def status(self) -> Status:
         worker = WorkerStatus(
             name="w0", pid=1, role="both", stage=0, layers=(0, 4), state="ready", device="null"
