@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from dvrt.bench.common import Measured
 
 BENCHMARKS = {
+    "disagg": "Prompts apart from tokens over one pipeline for both, by the rates they keep.",
     "gpu": "Copies between a GPU and its host, as shares of what the links allow.",
     "modes": "The four ways to stream a KV cache, in the paper's layout.",
     "overhead": "What streaming every new KV entry away costs a model that generates.",
     "pipeline": "How busy four stages are kept, and what a hop costs.",
+    "recovery": "Latency with a lost worker over latency without: respawned, or a spare.",
+    "replication": "What copies of every log cost while nothing fails.",
     "serve": "Tokens a second, against transformers' generate on the same requests.",
     "simulate": "The planner's sweep of one model.",
     "startup": "Seconds until four workers are ready, against one.",
