@@ -1,6 +1,7 @@
 # make demo   see it work            make check       format, lint, types, the rules of the house
 # make test   check and all tests    make bench       all measurements, quick form
 # make setup  .venv, once            make gpu-check   what needs a GPU: tests, copies, pipelines
+# make figures  the paper's figures that need no GPU, and docs/paper.md
 # make soak   transfers with faults, make campaign    the slow tests, and those that kill at random
 #             SOAK_S=1800 seconds
 ifndef PYTHON
@@ -16,7 +17,7 @@ PYTEST := $(RUN) pytest -q
 JOBS ?= 2
 SOAK_S ?= 1800
 
-.PHONY: setup demo test check bench nixl gpu-check soak campaign clean
+.PHONY: setup demo test check bench figures nixl gpu-check soak campaign clean
 .DEFAULT_GOAL := test
 
 $(READY):
@@ -42,6 +43,9 @@ test: $(READY)
 
 bench: $(READY)
 	@$(RUN) dvrt bench all --quick
+
+figures: $(READY)
+	@$(RUN) dvrt figures
 
 nixl: $(READY)
 	@.venv/bin/python -m venv .venv-nixl

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import typer
 
 from dvrt.cli.bench import bench
+from dvrt.cli.chaos import chaos
 from dvrt.cli.demo import demo
 from dvrt.cli.doctor import doctor
+from dvrt.cli.figures import figures
 from dvrt.cli.launch import launch
 from dvrt.cli.plan import plan
 from dvrt.cli.profile import profile
@@ -32,6 +34,8 @@ app.command()(demo)
 app.command()(profile)
 app.command()(plan)
 app.command()(simulate)
+app.command()(chaos)
+app.command()(figures)
 app.command()(doctor)
 app.command()(version)
 app.add_typer(bench, name="bench")

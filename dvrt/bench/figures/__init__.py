@@ -1,0 +1,1 @@
+"""``dvrt figures``: the paper's figures that need no GPU, made again, and the page about them."""
