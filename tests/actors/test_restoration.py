@@ -48,6 +48,7 @@ class FakeSeat:
     key = (4, 2)
     actor = "local://stage/p4-s2"
     holders: tuple[str, ...] = ()
+    order = SimpleNamespace(spec=SimpleNamespace(layers=(2, 4)))
 
 
 class Trial:
@@ -61,7 +62,7 @@ class Trial:
         self.done: list[Any] = []
         self.lost: set[tuple[int, int]] = set()
         self.seat: Any = FakeSeat()
-        roster: Any = SimpleNamespace(replica_actors=self.holders)
+        roster: Any = SimpleNamespace(has_holder=lambda actor: actor in self.holders.values())
         self.restorer = Restorer(node, roster, answer=self._answered, done=self.done.append)
 
     def holder(

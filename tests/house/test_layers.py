@@ -24,6 +24,7 @@ LEVELS = {
     "simulator": 3,
     "serve": 4,
     "bench": 5,
+    "chaos": 5,
     "cli": 6,
 }
 LEVELS |= {path.stem: 0 for path in (ROOT / "dvrt").glob("[a-z]*.py")}  # dvrt's own files

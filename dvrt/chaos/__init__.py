@@ -1,0 +1,1 @@
+"""Faults on purpose: schedules of them, traffic to disturb, and the verdict on every answer."""

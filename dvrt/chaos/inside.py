@@ -1,0 +1,78 @@
+"""The insides of workers that are tasks of this process: what a fault needs to get at."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any, NoReturn, TypeVar
+
+from dvrt.actors.engine import Engine
+from dvrt.actors.node import Node
+from dvrt.actors.replicas import ReplicaActor
+from dvrt.actors.stage import StageActor
+from dvrt.actors.task_nursery import TaskWorker
+from dvrt.errors import OutOfMemory
+
+A = TypeVar("A")
+
+
+class Inside:
+    """The workers of an engine that was launched ``in_process``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._crew = engine._controller._overseer._crew
+
+    @property
+    def living(self) -> list[str]:
+        """Workers that run, whether they have joined or not, oldest first."""
+        return [name for name, worker in self._crew._workers.items() if worker.exit is None]
+
+    def kill(self, name: str) -> None:
+        """As a power cut would."""
+        self._crew.kill(name)
+
+    def cut(self, name: str) -> None:
+        """Break all links of the worker."""
+        for node in self._nodes(name):
+            for address in list(node._peers._links):
+                node.cut(address, "it was cut on purpose")
+
+    def starve(self, name: str) -> bool:
+        """The next step of one of its stages finds no memory; False if it has none."""
+        for stage in self.actors(name, StageActor):
+            if stage._executor is not None:
+                executor: Any = stage._executor
+                executor.execute = _starved
+                return True
+        return False
+
+    def rot(self, name: str, pick: int) -> bool:
+        """One byte of a copy that the worker keeps changes; False if it keeps none."""
+        copies = [
+            copy
+            for actor in self.actors(name, ReplicaActor)
+            for shelf in actor._shelves.values()
+            for copy in shelf.copies.values()
+            if copy.nbytes
+        ]
+        if not copies:
+            return False
+        rng = random.Random(pick)
+        data = rng.choice(copies).data
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return True
+
+    def actors(self, name: str, kind: type[A]) -> Iterator[A]:
+        """The worker's actors of this class."""
+        for node in self._nodes(name):
+            for cell in list(node._cells.values()):
+                if isinstance(cell.actor, kind):
+                    yield cell.actor
+
+    def _nodes(self, name: str) -> list[Node]:
+        worker = self._crew._workers.get(name)
+        return list(worker._nodes) if isinstance(worker, TaskWorker) else []
+
+
+def _starved(*_: object) -> NoReturn:
+    raise OutOfMemory("the device", needed_bytes=1 << 40, free_bytes=0)

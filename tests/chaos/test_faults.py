@@ -1,0 +1,215 @@
+"""The fault matrix, a test each: what is noticed when, in virtual time; no token changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dvrt
+from dvrt.actors.crew import Crew
+from dvrt.actors.engine import Engine
+from dvrt.actors.node import wiring
+from dvrt.actors.replicas import ReplicaActor
+from dvrt.chaos.inside import Inside
+from dvrt.chaos.judge import judge_answers, judge_events
+from dvrt.chaos.schedule import Ask
+from dvrt.chaos.traffic import Answer, ask
+from dvrt.chaos.weather import Weather
+from dvrt.transport.faults import Direction
+from dvrt.virtual import run_virtual
+
+ASKS = tuple(Ask(number=number, at_s=0.0) for number in range(12))
+VICTIM = "worker-1"
+SILENCE_S = 0.8
+"""heartbeat_s times heartbeat_misses, by default."""
+BEAT_S, LEASE_S = 0.2, 5.0
+Fault = Callable[[Engine, Weather], Awaitable[None]]
+
+
+class Seen:
+    """What a fault led to; times count from the fault."""
+
+    def __init__(self) -> None:
+        self.detected_s = self.whole_s = 0.0
+        self.reason = ""
+        self.names: list[str] = []
+        self.restored = self.recomputed = 0.0
+        self.n_corrupted = 0
+
+
+def disturbed(
+    model: Path, right: dict[int, Answer], fault: Fault, *, is_lost: bool = True, **options: Any
+) -> Seen:
+    """The crowd is answered while the fault happens in its midst; every answer is checked."""
+    weather, seen = Weather(), Seen()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        chosen = {"stages": 3, "batch_size": 2, "max_context": 128, "null_step_ms": 20.0}
+        launch = dvrt.launch(model, device="null", in_process=True, **{**chosen, **options})
+        async with launch as engine:
+            asking = asyncio.gather(*(ask(engine, each, name=f"r{each.number}") for each in ASKS))
+            await asyncio.sleep(0.7)
+            began = loop.time()
+            await fault(engine, weather)
+            while is_lost and not engine.status().n_lost:
+                await asyncio.sleep(0.001)
+            seen.detected_s = loop.time() - began
+            while not engine.is_healthy():
+                await asyncio.sleep(0.001)
+            seen.whole_s = loop.time() - began
+            assert judge_answers(ASKS, await asking, right) == []
+            await asyncio.sleep(3.0)
+            assert judge_events(engine.events()) == []
+            engine._controller.check_integrity()
+            lost = [each for each in engine.events() if each.state == "lost"]
+            seen.names = [each.subject for each in lost if each.subject.startswith("worker")]
+            seen.reason = next((e.reason for e in lost if e.subject.endswith(VICTIM)), "")
+            seen.restored = engine.metrics.value("dvrt_restored_tokens")
+            seen.recomputed = engine.metrics.value("dvrt_recomputed_tokens")
+
+    async def guarded() -> None:
+        async with asyncio.timeout(120):
+            await main()
+
+    token = wiring.set(weather.network)
+    try:
+        run_virtual(guarded())
+    finally:
+        wiring.reset(token)
+    return seen
+
+
+def test_a_kill_is_known_at_once(model: Path, right: dict[int, Answer]) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        Inside(engine).kill(VICTIM)
+
+    seen = disturbed(model, right, fault)
+    assert seen.detected_s < 0.01
+    assert seen.whole_s < 0.1
+    assert seen.names == [VICTIM]
+    assert seen.restored > 100 > seen.recomputed
+
+
+def test_a_stopped_worker_is_known_after_the_missed_heartbeats(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    async def fault(_: Engine, weather: Weather) -> None:
+        weather.silence(VICTIM, 1000.0)
+
+    seen = disturbed(model, right, fault)
+    assert abs(seen.detected_s - SILENCE_S) <= BEAT_S
+    assert seen.whole_s < seen.detected_s + 0.1
+    assert seen.names == [VICTIM] and "nothing was heard" in seen.reason
+
+
+@pytest.mark.parametrize("asleep_s", [1.2, 2.0, 3.0])
+def test_a_zombie_is_fenced(
+    model: Path, right: dict[int, Answer], monkeypatch: pytest.MonkeyPatch, asleep_s: float
+) -> None:
+    """The worker cannot be killed, wakes up when it is replaced, and goes on with old steps."""
+    spared: list[str] = []
+    monkeypatch.setattr(Crew, "kill", lambda self, name: spared.append(name))
+
+    async def fault(_: Engine, weather: Weather) -> None:
+        weather.silence(VICTIM, asleep_s)
+
+    seen = disturbed(model, right, fault)
+    assert spared and set(spared) == {VICTIM}
+    assert seen.names == [VICTIM]
+    assert seen.detected_s <= SILENCE_S + BEAT_S
+
+
+def test_a_worker_that_wakes_in_time_is_kept(model: Path, right: dict[int, Answer]) -> None:
+    async def fault(_: Engine, weather: Weather) -> None:
+        weather.silence(VICTIM, SILENCE_S - 2 * BEAT_S)
+
+    assert disturbed(model, right, fault, is_lost=False).names == []
+
+
+@pytest.mark.parametrize("direction", list(Direction), ids=lambda each: each.value)
+def test_a_half_open_link_is_known(
+    model: Path, right: dict[int, Answer], direction: Direction
+) -> None:
+    """A worker that is heard and hears nothing ends when its own lease does."""
+
+    async def fault(_: Engine, weather: Weather) -> None:
+        weather.silence(VICTIM, 1000.0, (direction,))
+
+    limit_s = SILENCE_S if direction is Direction.SEND else LEASE_S
+    seen = disturbed(model, right, fault)
+    assert seen.detected_s <= limit_s + BEAT_S
+    assert seen.names == [VICTIM]
+
+
+def test_a_black_hole_that_swallows_two_workers(model: Path, right: dict[int, Answer]) -> None:
+    async def fault(_: Engine, weather: Weather) -> None:
+        weather.silence("worker-1", 1000.0)
+        weather.silence("worker-2", 1000.0)
+
+    seen = disturbed(model, right, fault)
+    assert seen.detected_s <= SILENCE_S + BEAT_S
+    assert sorted(seen.names) == ["worker-1", "worker-2"]
+
+
+def test_a_cut_link_is_known_at_once(model: Path, right: dict[int, Answer]) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        Inside(engine).cut(VICTIM)
+
+    seen = disturbed(model, right, fault)
+    assert seen.detected_s < 0.01
+    assert seen.names == [VICTIM]
+
+
+@pytest.mark.parametrize("delay_s", [0.005, 0.05, 0.3])
+def test_a_slow_link_kills_nobody(model: Path, right: dict[int, Answer], delay_s: float) -> None:
+    async def fault(_: Engine, weather: Weather) -> None:
+        weather.slow(VICTIM, 2.0, delay_s)
+
+    assert disturbed(model, right, fault, is_lost=False).names == []
+
+
+@pytest.mark.parametrize("worker", [0, 1, 2])
+def test_a_worker_without_memory_is_replaced(
+    model: Path, right: dict[int, Answer], worker: int
+) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        assert Inside(engine).starve(f"worker-{worker}")
+
+    seen = disturbed(model, right, fault)
+    assert seen.names == [f"worker-{worker}"]
+    assert seen.detected_s < 0.2
+
+
+def test_a_corrupted_copy_is_refused_and_computed_again(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    async def rot(engine: Engine, _: Weather) -> None:
+        inside = Inside(engine)
+        for name in inside.living:
+            for actor in inside.actors(name, ReplicaActor):
+                for shelf in actor._shelves.values():
+                    for copy in shelf.copies.values():
+                        copy.data[0] ^= 1
+        inside.kill(VICTIM)
+
+    async def kill(engine: Engine, _: Weather) -> None:
+        Inside(engine).kill(VICTIM)
+
+    sound, rotten = disturbed(model, right, kill), disturbed(model, right, rot)
+    assert rotten.restored == 0 < sound.restored
+    assert rotten.recomputed > sound.recomputed
+
+
+def test_copies_that_find_no_room_are_computed_again(model: Path, right: dict[int, Answer]) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        Inside(engine).kill(VICTIM)
+
+    roomy = disturbed(model, right, fault)
+    tight = disturbed(model, right, fault, replica_memory="1KB")
+    assert 0 < tight.restored < roomy.restored
+    assert tight.recomputed > roomy.recomputed

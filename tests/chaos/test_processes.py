@@ -1,0 +1,137 @@
+"""Real processes, killed at a moment of their own work: the text is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dvrt
+from dvrt.actors.engine import Engine
+from dvrt.actors.worker import Worker
+from dvrt.chaos.judge import judge_answers, judge_events
+from dvrt.chaos.real_run import REAL_KINDS, run_real
+from dvrt.chaos.schedule import Ask
+from dvrt.chaos.traffic import Answer, ask
+from dvrt.models.tiny import write_tiny
+from tests.chaos.moments import MOMENTS, armed
+
+ASKS = tuple(Ask(number=number, at_s=0.0) for number in range(8))
+SPLIT: dict[str, Any] = {"prompt_stages": 1, "token_stages": 2}
+LINE: dict[str, Any] = {"stages": 3}
+SWAP: dict[str, Any] = {"stages": 2, "swap": True}
+SAMPLE = [
+    ("loading", 1, LINE),
+    ("prompt transfer", 0, SPLIT),
+    ("after compute", 2, LINE),
+    ("acknowledged", 1, LINE),
+    ("swap out", 1, SWAP),
+    ("shutdown", 2, LINE),
+]
+CPU = {"device": "cpu", "chunk_tokens": 16, "max_context": 128, "batch_size": 2}
+REST = [
+    (phase, worker, shape)
+    for phase in MOMENTS
+    for shape in (LINE, SPLIT, SWAP)
+    for worker in range(2 if shape is SWAP else 3)
+    if (phase, worker, shape) not in SAMPLE
+]
+
+
+@pytest.fixture(scope="module")
+def answers(model: Path) -> dict[int, Answer]:
+    """Of the real model, in processes of their own, undisturbed."""
+
+    async def main() -> dict[int, Answer]:
+        async with dvrt.launch(model, stages=1, **CPU) as engine:
+            got = await asyncio.gather(*(ask(engine, each, name=str(each)) for each in ASKS))
+            return {asked.number: answer for asked, answer in zip(ASKS, got, strict=True)}
+
+    return asyncio.run(main())
+
+
+def can_be(phase: str, worker: int, shape: dict[str, Any]) -> bool:
+    is_prompt = shape is SPLIT and worker == 0
+    if phase in ("prompt transfer", "before commit"):
+        return is_prompt
+    if phase in ("before compute", "after compute", "result sent"):
+        return not is_prompt
+    if phase == "prompt":
+        return shape is not SPLIT or is_prompt
+    if phase in ("swap in", "swap out"):
+        return shape is SWAP
+    return phase not in ("recovery", "restore")  # these need another death before
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("phase", "worker", "shape"),
+    [
+        *SAMPLE,
+        *(
+            pytest.param(*cell, marks=[pytest.mark.slow, pytest.mark.chaos])
+            for cell in REST
+            if can_be(*cell)
+        ),
+    ],
+    ids=str,
+)
+def test_a_process_dies_at_a_moment(
+    model: Path,
+    answers: dict[int, Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    worker: int,
+    shape: dict[str, Any],
+) -> None:
+    name = f"worker-{worker}"
+    workers: dict[str, Worker] = {}
+    if not MOMENTS[phase].of_controller:
+        monkeypatch.setenv("DVRT_TEST_MOMENT", f"{phase}/{name}")
+        monkeypatch.setattr(
+            "dvrt.actors.launch._preload",
+            lambda plan: ["dvrt.actors.assembly", "dvrt.models.runner", "tests.chaos.saboteur"],
+        )
+
+    async def main() -> None:
+        async with dvrt.launch(model, **{**CPU, **shape}) as engine:
+            workers.update(engine._controller._overseer._crew._workers)
+            before = pids(engine)
+            with armed(phase, name, lambda: os.kill(before[name], signal.SIGKILL)) as struck:
+                got = await asyncio.gather(*(ask(engine, each, name=str(each)) for each in ASKS))
+            assert judge_answers(ASKS, got, answers) == []
+            if phase == "shutdown":
+                return
+            while not (engine.status().n_lost and engine.is_healthy()):
+                await asyncio.sleep(0.01)
+            assert engine.status().n_lost == 1
+            assert struck == ([name] if MOMENTS[phase].of_controller else [])
+            assert judge_events(engine.events()) == []
+            after = pids(engine)
+            assert all(after[each] == before[each] for each in before if each != name)
+
+    asyncio.run(asyncio.wait_for(main(), 100))
+    if phase == "shutdown":
+        end = workers[name].exit
+        assert end is not None and end.signal == signal.SIGKILL
+
+
+def pids(engine: Engine) -> dict[str, int]:
+    living = (each for each in engine.status().workers if each.state not in ("lost", "ended"))
+    return {each.name: each.pid for each in living}
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=[pytest.mark.slow, pytest.mark.chaos]) for n in (1, 2, 3))]
+)
+def test_faults_at_random_in_real_processes(tmp_path: Path, seed: int) -> None:
+    model = write_tiny(tmp_path / "tiny", n_layers=3, tokenizer=True)
+    values = {"model": str(model), "device": "null", "spares": 1, "max_context": 256, **LINE}
+    report = asyncio.run(run_real(values, seed=seed, kinds=REAL_KINDS, duration_s=4.0))
+    assert report.faults == []
+    assert report.n_whole > 3 and report.injected
