@@ -245,14 +245,18 @@ class Controller(Actor):
                 self._reports.take(message)
             case Connected():
                 self._overseer.connected(message)
-            case LinkCut(pipeline=pipeline, stage=stage):
-                seat = self._overseer.topology.seat(pipeline, stage)
-                if seat is not None:
-                    loop = asyncio.get_running_loop()
-                    loop.call_later(RELINK_S, self._relink, seat, seat.told)
+            case LinkCut():
+                self._link_cut(message)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
+
+    def _link_cut(self, message: LinkCut) -> None:
+        """If that neighbour has been replaced, the stage knows by now, or will in a moment."""
+        seat = self._overseer.topology.seat(message.pipeline, message.stage)
+        told = seat.told if seat is not None else None
+        if seat is not None and told is not None and told.next_actor == message.next_actor:
+            asyncio.get_running_loop().call_later(RELINK_S, self._relink, seat, told)
 
     def _relink(self, seat: Seat, told: Connect | None) -> None:
         """Have the stages connect again, unless this one was told of another neighbour meanwhile;

@@ -132,11 +132,12 @@ class Connected:
 class LinkCut:
     """A stage to the controller: steps for the next stage may be lost, though it may live.
 
-    It passes nothing on until it is told a Connect.
+    It passes nothing on until it is told a Connect. ``next_actor`` is whom it could not reach.
     """
 
     pipeline: int
     stage: int
+    next_actor: str
     reason: str
 
 

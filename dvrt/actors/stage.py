@@ -286,7 +286,12 @@ class StageActor(Actor):
         self._is_cut = True
         order = self._order
         with suppress(DvrtError):
-            note = LinkCut(pipeline=order.pipeline, stage=order.stage, reason=reason)
+            note = LinkCut(
+                pipeline=order.pipeline,
+                stage=order.stage,
+                next_actor=str(self._next),
+                reason=reason,
+            )
             self._controller.tell_nowait(note)
 
     def _report_swaps(self) -> None:

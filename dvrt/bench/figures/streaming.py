@@ -43,8 +43,9 @@ def rows(findings: Findings) -> Iterator[Row]:
 def notes(findings: Findings) -> Iterator[str]:
     yield (
         "A GPT-2-124M shape on the CPU, two cores for both sides; the paper streams from GPUs, "
-        "whose copies take no compute. Single blocks vary far more than the difference, so the "
-        "ratio is good to a few percent on a busy machine; benchmarks.md has more runs."
+        "whose copies take no compute. Single blocks vary far more than the difference, on a busy "
+        "machine many times as much: then a file can look faster than nothing at all, and the "
+        "ratios say little. benchmarks.md has more runs, quiet ones among them."
     )
     yield from bench_notes(findings["overhead"])
 
