@@ -62,7 +62,7 @@ class Effort:
 
 
 FULL = Effort(count=500, apart=(0.98, 1.02), within=1.045)
-QUICK = Effort(count=150, apart=(0.95, 1.05), within=1.11)
+QUICK = Effort(count=120, apart=(0.95, 1.05), within=1.11)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

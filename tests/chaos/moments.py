@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
 
-from dvrt.actors.controller import Controller
 from dvrt.actors.executor import StageExecutor
 from dvrt.actors.host import HostActor
 from dvrt.actors.node import Node, household
@@ -76,9 +75,8 @@ def _replaces(overseer: Overseer, loaded: Any) -> bool:
     return seat is not None and seat.is_missed
 
 
-def _is_of(name: str, controller: Controller, message: Any) -> bool:
-    seat = controller._overseer.topology.seat(message.pipeline, message.stage)
-    return seat is not None and seat.owner == name
+def _is_of(name: str, _: Overseer, seat: Any, *__: Any) -> bool:
+    return bool(seat.owner == name)
 
 
 MOMENTS = {
@@ -92,7 +90,7 @@ MOMENTS = {
     "result sent": Moment(StageActor, "_finish", _decodes, nth=9, at_end=True),
     "before replication": Moment(Replicator, "_send", nth=2),
     "after replication": Moment(Replicator, "_send", nth=2, at_end=True),
-    "acknowledged": Moment(Controller, "_replicated", _is_of, nth=2, of_controller=True),
+    "acknowledged": Moment(Overseer, "lags", _is_of, nth=2, of_controller=True),
     "swap in": Moment(Pager, "_copy", _direction("in"), nth=3),
     "swap out": Moment(Pager, "_copy", _direction("out"), nth=3),
     "recovery": Moment(Overseer, "loaded", _replaces, of_controller=True),

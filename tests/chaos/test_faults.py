@@ -22,6 +22,8 @@ from dvrt.chaos.weather import Weather
 from dvrt.transport.faults import Direction
 from dvrt.virtual import run_virtual
 
+pytestmark = pytest.mark.chaos
+
 ASKS = tuple(Ask(number=number, at_s=0.0) for number in range(12))
 VICTIM = "worker-1"
 SILENCE_S = 0.8

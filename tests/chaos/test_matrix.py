@@ -22,6 +22,8 @@ from dvrt.control.sequence import Sequence
 from dvrt.virtual import run_virtual
 from tests.chaos.moments import MOMENTS, armed
 
+pytestmark = pytest.mark.chaos
+
 BASE: dict[str, Any] = {
     "device": "null",
     "in_process": True,

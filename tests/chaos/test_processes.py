@@ -20,6 +20,8 @@ from dvrt.chaos.traffic import Answer, ask
 from dvrt.models.tiny import write_tiny
 from tests.chaos.moments import MOMENTS, armed
 
+pytestmark = pytest.mark.chaos
+
 ASKS = tuple(Ask(number=number, at_s=0.0) for number in range(8))
 SPLIT: dict[str, Any] = {"prompt_stages": 1, "token_stages": 2}
 LINE: dict[str, Any] = {"stages": 3}

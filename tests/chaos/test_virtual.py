@@ -13,6 +13,8 @@ from dvrt.chaos.shrink import Shrinker
 from dvrt.errors import ConfigError
 from tests.chaos.planted import PLANTS, Plant, copies_are_believed, rewind_is_not_told
 
+pytestmark = pytest.mark.chaos
+
 BLOCK = 20
 N_QUICK = 160
 N_CAMPAIGN = 10_000

@@ -35,6 +35,7 @@ def test_a_script_is_run_again(
     assert verdict["faults"] == [] and verdict["n_asked"] > 1
 
 
+@pytest.mark.chaos
 def test_a_few_schedules_and_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--virtual", "--seeds", "3", "--jobs", "1", "--kinds", "kill", "--stages", "2")
     code, text = run(capsys, str(model), *given)

@@ -66,13 +66,14 @@ def draw_one(figure: Any, findings: Findings) -> None:
     axes.barh(names, left, label="undisturbed")
     for part, label in PARTS.items():
         seconds = [0.0, *(fig10[side].get(part, 0.0) for side in SIDES)]
-        axes.barh(names, seconds, left=left, label=label)
+        if max(seconds) > 0:
+            axes.barh(names, seconds, left=left, label=label)
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     for ratio, style in ((1.91, ":"), (1.24, "--")):
         axes.axvline(ratio * plain_s, color="black", linestyle=style, label=f"{ratio}x, the paper")
     axes.invert_yaxis()
     axes.set(xlabel="seconds from the request to its last token")
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside upper center", fontsize=8, ncols=3)
 
 
 def rows_one(findings: Findings) -> Iterator[Row]:

@@ -48,10 +48,11 @@ def circumstances(report: Mapping[str, Any]) -> str:
     """On what a benchmark ran, how busy that was, and by which command."""
     machine = report["machine"]
     load, cores = machine["load"][0], machine["usable_cpus"]
-    busy = " More was running than there were cores: what is measured is rough." * (load > cores)
+    busy = " More was running than there were cores: times that are measured are rough."
+    quick = " The quick form: fewer requests and repeats."
     return (
         f"`{report['command']}` on {cores} cores ({machine['cpu']}), load average {load:.1f} at "
-        f"its end.{busy}"
+        f"its end.{busy * (load > cores)}{quick * ('--quick' in report['command'])}"
     )
 
 

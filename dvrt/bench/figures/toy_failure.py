@@ -59,7 +59,7 @@ def draw(figure: Any, findings: Findings) -> None:
     axes.axvline(PAPER * plain_s, color="black", linestyle=":", label=f"{PAPER}x, the paper")
     axes.invert_yaxis()
     axes.set(xlabel="seconds from the request to its last token")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside upper center", fontsize=8, ncols=4)
 
 
 def rows(findings: Findings) -> Iterator[Row]:
