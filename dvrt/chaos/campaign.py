@@ -111,6 +111,11 @@ class Campaign:
         blocks = [seeds[start : start + BLOCK] for start in range(0, len(seeds), BLOCK)]
         total = Tally()
         n_jobs = min(jobs or os.cpu_count() or 1, len(blocks))
+        if n_jobs == 1:
+            for block in blocks:
+                total.merge(self.run(block))
+                on_progress(total.n_seeds, len(seeds))
+            return total
         pool = ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"))
         try:
             for tally in pool.map(self.run, blocks):

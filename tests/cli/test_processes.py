@@ -138,8 +138,8 @@ def test_serving_with_a_worker_that_joins_by_hand() -> None:
             assert (launch.end(), worker.end()) == (0, 0)
 
 
-def test_a_killed_worker_ends_the_server_with_one_line() -> None:
-    with running(*null_launch()) as launch:
+def test_a_worker_too_many_that_is_killed_ends_the_server_with_one_line() -> None:
+    with running(*null_launch(), "--max-deaths", "0") as launch:
         launch.until("serving storyteller")
         victim = re.search(r"worker-1 \(pid (\d+)\): ready", launch.said)
         assert victim is not None
