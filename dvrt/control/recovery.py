@@ -102,7 +102,8 @@ class Recovery:
                 sequence.due = None
                 sequence.must_reship = sequence.target is not None
         for pipeline in self._fleet:
-            if self._lease_end(pipeline) is not None and self._is_overdue(pipeline, now):
+            end = self._lease_end(pipeline)
+            if end is not None and end <= now:
                 for sequence in pipeline.sitting():
                     self._fleet.take_back(sequence)
 
@@ -110,10 +111,6 @@ class Recovery:
         ends = [self._lease_end(pipeline) for pipeline in self._fleet]
         ends += [sequence.due for sequence in self._book]
         return min((end for end in ends if end is not None), default=None)
-
-    def _is_overdue(self, pipeline: Pipeline, now: float) -> bool:
-        end = self._lease_end(pipeline)
-        return end is not None and end <= now
 
     def _lease_end(self, pipeline: Pipeline) -> float | None:
         """When rows set aside for the pipeline's prompts fall back; None if there are none."""
@@ -155,14 +152,12 @@ class Recovery:
         if length < sequence.n_prompt:
             length -= length % home.shape.chunk_tokens
         self.n_recomputed += sequence.n_logged - length
+        if not home.shape.repeats:
+            sequence.prefill_known()
         if home.purpose is Purpose.TOKEN and length < sequence.n_prompt:
             self._fleet.leave(sequence)
             self._book.wait_first([sequence])
-            if not home.shape.repeats:
-                sequence.prefill_known()
             return self._seating.entered(sequence, Place.QUEUE, now)
-        if not home.shape.repeats:
-            sequence.prefill_known()
         sequence.resume(length, self._fleet.next_epoch())
         return []
 

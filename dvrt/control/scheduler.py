@@ -320,7 +320,6 @@ class Scheduler:
     def _heir(self, sequence: Sequence) -> Sequence | None:
         """A sibling without a row, when this one's row is the only one with their prompt."""
         group, home = self._book.group_of(sequence), self._fleet.home_of(sequence)
-        is_whole = home is not None and home.is_whole and not sequence.awaits
-        has_prompt = not (sequence.is_in_prompt or sequence.is_beginning)
+        has_prompt = home is not None and home.is_whole and sequence.is_settled
         is_only = group.seated == [sequence]
-        return group.waiting[0] if is_whole and has_prompt and is_only and group.waiting else None
+        return group.waiting[0] if has_prompt and is_only and group.waiting else None

@@ -102,7 +102,7 @@ class Seating:
             home = self._fleet.home_of(sequence)
             if home is None or home.purpose is Purpose.PROMPT:
                 continue
-            if not (sequence.is_in_prompt or sequence.is_beginning or sequence.awaits):
+            if sequence.is_settled:
                 return sequence
         return None
 
@@ -114,8 +114,8 @@ class Seating:
 
     def _send_away(self, pipeline: Pipeline, microbatch: int) -> None:
         for sequence in pipeline.sitting(microbatch):
-            is_settled = not (sequence.is_in_prompt or sequence.is_beginning or sequence.awaits)
-            if is_settled and sequence.target is None and not self._fleet.set_aside(sequence):
+            stays = sequence.is_settled and sequence.target is None
+            if stays and not self._fleet.set_aside(sequence):
                 return
 
 

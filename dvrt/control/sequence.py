@@ -91,6 +91,11 @@ class Sequence:
         return self.n_logged < self.n_prefill
 
     @property
+    def is_settled(self) -> bool:
+        """Its row holds all entries of the prompt, and steps know the log by its name."""
+        return not (self.is_in_prompt or self.is_beginning or self.awaits)
+
+    @property
     def owes_ship(self) -> bool:
         """Entries that it has are yet to be sent to where it is going."""
         return self.target is not None and self.n_shipped < self.n_logged

@@ -33,10 +33,6 @@ class Frames:
     def unpin(self, microbatch: int) -> None:
         self._pins[self._frames[microbatch]] -= 1
 
-    def is_pinned(self, microbatch: int) -> bool:
-        frame = self._frames.get(microbatch)
-        return frame is not None and self._pins[frame] > 0
-
     def turn(self, microbatch: int) -> int:
         """How many turns of others come before this microbatch's next one."""
         return (microbatch - self.latest - 1) % self._n_microbatches
