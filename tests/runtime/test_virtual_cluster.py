@@ -67,11 +67,12 @@ def test_an_hour_of_serving_is_the_same_for_the_same_seed(model: Path) -> None:
 
 def test_another_order_of_events_gives_the_same_tokens(model: Path) -> None:
     runs = [
-        run_virtual(serve(model, 60, 0.005, n), seed=seed) for seed, n in ((1, 2), (2, 2), (3, 4))
+        run_virtual(serve(model, 60, 0.005, n), seed=seed)
+        for seed, n in ((1, 3), (2, 3), (3, 3), (4, 4))
     ]
     for other in runs[1:]:
         for name, (ids, _) in runs[0][0].items():
             theirs = other[0][name][0]
             shorter = min(len(ids), len(theirs))
             assert ids[:shorter] == theirs[:shorter]
-    assert runs[0][1] != runs[1][1]
+    assert len({run[1] for run in runs[:3]}) > 1, "three seeds, one order of events"
