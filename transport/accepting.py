@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from typing import Any
 
 from dvrt.errors import TransportError
@@ -14,7 +15,8 @@ _log = logging.getLogger("dvrt.transport")
 
 
 class Handlers:
-    """Runs the handler of each accepted channel in a task of its own.
+    """Runs the handler of each accepted channel in a task of its own, in the context of whoever
+    made this object: within one process, the caller's turn is the connecting side's.
 
     A handler that fails aborts its channel: with a TransportError it is logged, since the peer's
     end is daily life; anything else goes to the loop's exception handler.
@@ -22,6 +24,7 @@ class Handlers:
 
     def __init__(self, handler: ChannelHandler) -> None:
         self._handler = handler
+        self._context = copy_context()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, channel: Channel) -> None:
@@ -35,7 +38,9 @@ class Handlers:
 
     def _keep(self, work: Coroutine[Any, Any, None], peer: str, undo: Callable[[], None]) -> None:
         """``undo`` is for a task that is cancelled, perhaps before its first step."""
-        task = asyncio.get_running_loop().create_task(work, name=f"channel {peer}")
+        task = asyncio.get_running_loop().create_task(
+            work, name=f"channel {peer}", context=self._context.copy()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: undo() if done.cancelled() else None)
