@@ -47,7 +47,8 @@ def _import_cupy() -> Any:
     try:
         return import_module("cupy")
     except ImportError as error:
-        raise ConfigError("device cuda: CuPy is not installed; pip install dvrt[cuda12]") from error
+        need = "pip install 'dvrt[cuda12]', or 'dvrt[cuda13]'"
+        raise ConfigError(f"device cuda: CuPy is not installed; {need}") from error
 
 
 class CupyDevice:

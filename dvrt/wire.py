@@ -218,7 +218,8 @@ def _enum(kind: type[Enum], value: Any) -> Enum:
 
 def _instance(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
-        raise WireError(f"expected a {kind.__name__}, got a {type(value).__name__}")
+        wanted = " or ".join([k.__name__ for k in (kind if type(kind) is tuple else (kind,))])
+        raise WireError(f"expected a {wanted}, got a {type(value).__name__}")
     return value
 
 

@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dvrt.transport
-from dvrt.actors.actor import Actor, Context
+from dvrt.actors.actor import Context
+from dvrt.actors.holder import Holder
 from dvrt.actors.log_files import LogFiles
 from dvrt.actors.messages import (
     ArchiveFailed,
     DropReplicas,
     LogRange,
-    ReplicaGap,
     ReplicaSent,
     Replicate,
-    Replicated,
     SendReplica,
 )
-from dvrt.actors.shipping import ship_log, until
+from dvrt.actors.shipping import ship_log
 from dvrt.buffers import Region
-from dvrt.errors import ActorError, ConnectFailed, ProtocolError, TransportError
+from dvrt.errors import ConnectFailed, ProtocolError, TransportError
 from dvrt.kv.digest import digest_of
 from dvrt.transport.file import FileChannel
 from dvrt.wire import Message, encode
@@ -58,18 +57,16 @@ class _Stage:
     written: int = 0
 
 
-class ArchiveActor(Actor):
+class ArchiveActor(Holder):
     """``directory`` has one directory for each stage, by its layers."""
 
     def __init__(self, controller: str, directory: Path) -> None:
-        self._controller_address, self._directory = controller, directory
+        super().__init__(controller)
+        self._directory = directory
         self._stages: dict[tuple[int, int], _Stage] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._is_off = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="archive")
-
-    async def on_start(self) -> None:
-        self._controller = self.node.ref(self._controller_address)
 
     async def on_stop(self, reason: str) -> None:
         if self._flushing is not None:
@@ -111,7 +108,7 @@ class ArchiveActor(Actor):
         stage = await self._stage(note.first, note.last)
         stage.origins[note.pipeline] = note.origin
         if digest_of([data]) != note.digest:
-            await self._say_gap(note.origin, note.ranges)
+            await self.say_gap(note.origin, note.ranges)
             return
         record = stage.channel.written_bytes
         await stage.channel.send(encode(note), *([Region.of(data)] if data else []))
@@ -120,7 +117,7 @@ class ArchiveActor(Actor):
         stage.written += grown
         missing = stage.files.note(note, len(data), file=stage.number, record=record)
         if missing:
-            await self._say_gap(note.origin, tuple(missing))
+            await self.say_gap(note.origin, tuple(missing))
         stage.unflushed[note.pipeline, note.stage] = note.step
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().create_task(self._flush_all())
@@ -170,7 +167,7 @@ class ArchiveActor(Actor):
             stage.written = 0
             files.index.drop_former()
             for origin in stage.origins.values():
-                await self._say_gap(origin, tuple(files.index.live()))
+                await self.say_gap(origin, tuple(files.index.live()))
         await self._blocking(_remove_unneeded, files, stage.number)
 
     async def _flush_all(self) -> None:
@@ -181,30 +178,19 @@ class ArchiveActor(Actor):
                     steps, stage.unflushed = stage.unflushed, {}
                     if steps:
                         await stage.channel.flush()
-                        await self._acknowledge(steps)
+                        for (pipeline, number), step in steps.items():
+                            await self.say_stored(pipeline, number, step)
         except (OSError, TransportError) as error:
             await self._turn_off(error)
         finally:
             self._flushing = None
 
-    async def _acknowledge(self, steps: dict[tuple[int, int], int]) -> None:
-        for (pipeline, stage), step in steps.items():
-            stored = Replicated(pipeline=pipeline, stage=stage, holder=self.me.address, step=step)
-            with suppress(ActorError, TransportError):
-                await self._controller.tell(stored)
-
     async def _turn_off(self, error: Exception) -> None:
         if self._is_off:
             return
         self._is_off = True
-        worker = self.node.name
-        with suppress(ActorError, TransportError):
-            await self._controller.tell(ArchiveFailed(worker=worker, reason=str(error)))
-
-    async def _say_gap(self, origin: str, ranges: tuple[LogRange, ...]) -> None:
-        with suppress(ActorError, TransportError):
-            gap = ReplicaGap(holder=self.me.address, ranges=ranges)
-            await self.node.ref(origin).tell(gap)
+        failed = ArchiveFailed(worker=self.node.name, reason=str(error))
+        await self.try_tell(self._controller, failed)
 
     async def _send(self, order: SendReplica) -> ReplicaSent:
         """What is wanted may have been written in any slot; its sequence tells which it is."""
@@ -217,15 +203,16 @@ class ArchiveActor(Actor):
         for wanted in order.ranges:
             data = await self._blocking(files.read, wanted.seq, wanted.stop)
             if data:
-                length = await ship_log(
-                    self.node.ref(order.to),
-                    wanted,
-                    data,
-                    layers=(order.first, order.last),
-                    entry_bytes=files.entry_bytes,
-                    sender=self.me.address,
+                sent.append(
+                    await ship_log(
+                        self.node.ref(order.to),
+                        wanted,
+                        data,
+                        layers=(order.first, order.last),
+                        entry_bytes=files.entry_bytes,
+                        sender=self.me.address,
+                    )
                 )
-                sent.append(until(wanted, length))
         return ReplicaSent(ranges=tuple(sent))
 
     async def _blocking(self, work: Callable[..., T], *args: Any) -> T:

@@ -13,6 +13,7 @@ from dvrt.actors.cargo import PIECE_BYTES, Cargo, Outlet, Sealed
 from dvrt.actors.drawing import Draw, Drawings
 from dvrt.actors.ledger import Ledger
 from dvrt.actors.model import Hidden, StageModel
+from dvrt.buffers import MemoryKind, Region
 from dvrt.control.steps import Chunk, DrawFailed, Ship, Step
 from dvrt.errors import ProtocolError
 from dvrt.kv.spans import Span
@@ -66,7 +67,9 @@ class StageExecutor:
             hidden.append(self._decode(step, None if self._is_first else inputs.pop(0)))
         for chunk in step.chunks:
             hidden.append(self._chunk(chunk, None if self._is_first else inputs.pop(0)))
-        return self._finish(step, hidden) if self._is_last else Executed(hidden=tuple(hidden))
+        if self._is_last:
+            return self._finish(step, hidden)
+        return Executed(hidden=tuple([_in_host_memory(each) for each in hidden]))
 
     def _begin(self, step: Step) -> None:
         for slot in step.scrubs:
@@ -197,3 +200,8 @@ class StageExecutor:
         logits = self.model.chunk_logits(hidden, len(chunk.tokens))
         draw: Callable[..., Any] = self._drawings.draw
         return tuple(draw(chunk.slot, chunk.stop, logits, sample) for sample in chunk.draws)
+
+
+def _in_host_memory(hidden: Hidden) -> Hidden:
+    """Messages carry host memory; what is on a device is copied here, not on the loop's turn."""
+    return hidden.cpu() if Region.of(hidden).kind is MemoryKind.CUDA else hidden

@@ -6,24 +6,21 @@ positions would be computed again.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dvrt.actors.actor import Actor, Context
+from dvrt.actors.actor import Context
+from dvrt.actors.holder import Holder
 from dvrt.actors.messages import (
     DropReplicas,
     LogRange,
-    ReplicaGap,
     ReplicaSent,
     Replicate,
-    Replicated,
     SendReplica,
 )
-from dvrt.actors.ref import ActorRef
 from dvrt.actors.replica_copy import ReplicaCopy, Shelf
-from dvrt.actors.shipping import ship_log, until
-from dvrt.errors import ActorError, ProtocolError, TransportError
+from dvrt.actors.shipping import ship_log
+from dvrt.errors import ProtocolError
 from dvrt.kv.digest import digest_of
 from dvrt.wire import Message
 
@@ -40,7 +37,7 @@ class ReplicaCounters:
     refused: int = 0
 
 
-class ReplicaActor(Actor):
+class ReplicaActor(Holder):
     """Copies for recovery, acknowledged to ``controller``.
 
     At most ``limit_bytes`` of entries are kept; a log that finds no more room keeps what it has and
@@ -48,14 +45,11 @@ class ReplicaActor(Actor):
     """
 
     def __init__(self, controller: str, *, limit_bytes: int) -> None:
-        self._controller_address = controller
+        super().__init__(controller)
         self._limit_bytes = limit_bytes
         self._shelves: dict[tuple[int, int], Shelf] = {}
         self._nbytes = 0
         self.counters = ReplicaCounters()
-
-    async def on_start(self) -> None:
-        self._controller = self.node.ref(self._controller_address)
 
     async def receive(self, message: Message, context: Context) -> Any:
         match message:
@@ -80,19 +74,12 @@ class ReplicaActor(Actor):
         shelf = self._shelf(note, len(data)) if is_sound else None
         if shelf is None:
             self.counters.corrupted += len(note.ranges)
-            await self._say_gap(note, note.ranges)
+            await self.say_gap(note.origin, note.ranges)
             return
         missing, n_refused = self._append(note, shelf, data)
         if missing:
-            await self._say_gap(note, missing)
-        stored = Replicated(
-            pipeline=note.pipeline,
-            stage=note.stage,
-            holder=self.me.address,
-            step=note.step,
-            refused=n_refused,
-        )
-        await _try_tell(self._controller, stored)
+            await self.say_gap(note.origin, missing)
+        await self.say_stored(note.pipeline, note.stage, note.step, n_refused=n_refused)
 
     def _append(
         self, note: Replicate, shelf: Shelf, data: bytearray
@@ -152,10 +139,6 @@ class ReplicaActor(Actor):
         self._nbytes += copy.nbytes - before
         return copy
 
-    async def _say_gap(self, note: Replicate, ranges: tuple[LogRange, ...]) -> None:
-        gap = ReplicaGap(holder=self.me.address, ranges=ranges)
-        await _try_tell(self.node.ref(note.origin), gap)
-
     async def _send(self, order: SendReplica) -> ReplicaSent:
         shelf = self._shelves.get((order.pipeline, order.stage))
         sent: list[LogRange] = []
@@ -168,23 +151,18 @@ class ReplicaActor(Actor):
                 self.counters.rotten += sound < copy.nbytes
                 length = min(sound // shelf.entry_bytes, wanted.stop)
                 if length:
-                    await ship_log(
-                        self.node.ref(order.to),
-                        wanted,
-                        copy.data[: length * shelf.entry_bytes],
-                        layers=(shelf.first, shelf.last),
-                        entry_bytes=shelf.entry_bytes,
-                        sender=self.me.address,
+                    sent.append(
+                        await ship_log(
+                            self.node.ref(order.to),
+                            wanted,
+                            copy.data[: length * shelf.entry_bytes],
+                            layers=(shelf.first, shelf.last),
+                            entry_bytes=shelf.entry_bytes,
+                            sender=self.me.address,
+                        )
                     )
-                    sent.append(until(wanted, length))
         return ReplicaSent(ranges=tuple(sent))
 
     def _drop(self, pipeline: int) -> None:
         for key in [key for key in self._shelves if key[0] == pipeline]:
             self._nbytes -= self._shelves.pop(key).nbytes
-
-
-async def _try_tell(ref: ActorRef, message: object) -> None:
-    """Tell whoever is there; one who is gone needs to know nothing."""
-    with suppress(ActorError, TransportError):
-        await ref.tell(message)

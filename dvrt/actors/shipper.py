@@ -9,16 +9,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dvrt.actors.cargo import Cargo, Sealed
 from dvrt.actors.lane import Lane
-from dvrt.actors.messages import Commit, Entries, PipelineAddress, StageAddress
+from dvrt.actors.messages import PipelineAddress, StageAddress
 from dvrt.actors.ref import ActorRef
+from dvrt.actors.shipping import LogStream
 from dvrt.buffers import Region
 from dvrt.errors import ActorError, TransportError
-from dvrt.kv.digest import Tally, digest_of
 
 HELD_BYTES = 64 << 20
 """So many bytes may wait packed; what comes beyond them is packed when its turn comes."""
@@ -44,17 +44,6 @@ class ShipperCounters:
     failed: int = 0
 
 
-@dataclass(slots=True)
-class _Stream:
-    """What one target stage has been sent of one log."""
-
-    seq: int
-    epoch: int
-    sender: str
-    tally: Tally = field(default_factory=Tally)
-    is_broken: bool = False
-
-
 class _Target:
     """One stage that logs are shipped to."""
 
@@ -62,7 +51,7 @@ class _Target:
         self.ref = ref
         self.first, self.last = address.first, address.stop
         self.lane = lane
-        self.streams: dict[int, _Stream] = {}
+        self.streams: dict[int, LogStream] = {}
 
     def part_of(self, item: Cargo | Sealed) -> Cargo | Sealed | None:
         first, last = max(self.first, item.first), min(self.last, item.last)
@@ -180,16 +169,18 @@ class Shipper:
         finally:
             self._done(item)
 
-    def _stream(self, target: _Target, item: Cargo | Sealed) -> _Stream:
+    def _stream(self, target: _Target, item: Cargo | Sealed) -> LogStream:
         """That of the item's log; a newer log for the same slot begins another."""
         stream = target.streams.get(item.target)
         if stream is None or (stream.seq, stream.epoch) != (item.seq, item.epoch):
             self._n_streams += 1
             sender = f"{self._me}#{self._n_streams}"
-            stream = target.streams[item.target] = _Stream(item.seq, item.epoch, sender)
+            stream = target.streams[item.target] = LogStream(
+                slot=item.target, seq=item.seq, epoch=item.epoch, sender=sender
+            )
         return stream
 
-    async def _send_piece(self, target: _Target, stream: _Stream, piece: Cargo) -> None:
+    async def _send_piece(self, target: _Target, stream: LogStream, piece: Cargo) -> None:
         if stream.is_broken:
             self.counters.dropped += 1
             return
@@ -199,8 +190,7 @@ class Shipper:
             self.counters.dropped += 1
             return
         region = Region.of(packed)
-        entries = _entries(piece, stream, digest_of([region.view()]))
-        stream.tally.add(entries.index, nbytes=region.nbytes, digest=entries.digest)
+        entries = stream.entries((piece.first, piece.last), piece.start, piece.stop, region)
         try:
             await target.ref.tell(entries, region)
         except (ActorError, TransportError):
@@ -210,11 +200,11 @@ class Shipper:
         self.counters.nbytes += region.nbytes
         self.sightings.append(("sent", piece.first, time.monotonic()))
 
-    async def _commit(self, target: _Target, stream: _Stream, sealed: Sealed) -> None:
+    async def _commit(self, target: _Target, stream: LogStream, sealed: Sealed) -> None:
         if stream.is_broken:
             self.counters.dropped += 1
             return
-        commit = _commit(sealed, stream)
+        commit = stream.commit((sealed.first, sealed.last), sealed.length)
         for is_last in (False,) * (COMMIT_TRIES - 1) + (True,):
             try:
                 await target.ref.tell(commit)
@@ -226,34 +216,3 @@ class Shipper:
             else:
                 self.counters.commits += 1
                 return
-
-
-def _entries(piece: Cargo, stream: _Stream, digest: int) -> Entries:
-    return Entries(
-        slot=piece.target,
-        seq=piece.seq,
-        epoch=piece.epoch,
-        first=piece.first,
-        last=piece.last,
-        start=piece.start,
-        stop=piece.stop,
-        sender=stream.sender,
-        index=len(stream.tally),
-        digest=digest,
-    )
-
-
-def _commit(sealed: Sealed, stream: _Stream) -> Commit:
-    total = stream.tally.sum()
-    return Commit(
-        slot=sealed.target,
-        seq=sealed.seq,
-        epoch=sealed.epoch,
-        first=sealed.first,
-        last=sealed.last,
-        length=sealed.length,
-        sender=stream.sender,
-        chunks=total.chunks,
-        nbytes=total.nbytes,
-        digest=total.digest,
-    )

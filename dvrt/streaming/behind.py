@@ -60,6 +60,9 @@ class Behind:
         Raises what an earlier step raised: nothing after it was shipped.
         """
         step = _Step(number, tokens, after, setups)
+        if not (self._task.done() or self._steps.full()):
+            self._steps.put_nowait(step)
+            return
         await self._unless_failed(asyncio.ensure_future(self._steps.put(step)))
 
     async def drain(self, *, deadline_s: float | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from dvrt.errors import TransferTimeout
 from dvrt.kv.plan import Copy, Tokens, Worker, of_target, peers_of_target, plan
 from dvrt.kv.spans import Span
 from dvrt.streaming.cache import Cache
@@ -90,6 +91,9 @@ class Inflow:
                     for peer, found in copies.items()
                     if self._streams[peer].proved < step
                 )
+        except TransferTimeout:
+            if any(self._streams[peer].proved < step for peer in copies):
+                raise  # else it was proved in the very moment, and the sender may have gone
         finally:
             arrived.put_nowait(None)
 

@@ -8,7 +8,6 @@ link waits until it is quiet, gives all staging back and fails every stream.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Self
 
 from dvrt.buffers import Region
@@ -16,11 +15,24 @@ from dvrt.errors import ChannelClosed, DvrtError, PeerLost, ProtocolError, Trans
 from dvrt.streaming.contiguous import cut, to_its_end
 from dvrt.streaming.incoming import Arrival, InStream
 from dvrt.streaming.kit import Kit
-from dvrt.streaming.messages import Commit, Credit, Grant, Hello, Offer, Over, Parcel, Stored
+from dvrt.streaming.messages import (
+    Commit,
+    Credit,
+    Grant,
+    Hello,
+    Offer,
+    Over,
+    Parcel,
+    Said,
+    Stored,
+    Together,
+    joined,
+)
+from dvrt.streaming.outbox import Outbox
 from dvrt.streaming.outgoing import Outgoing, OutStream
-from dvrt.streaming.window import Window, WindowStatistics
+from dvrt.streaming.window import WindowStatistics
 from dvrt.transport import Channel, Incoming
-from dvrt.wire import decode, encode
+from dvrt.wire import decode
 
 MAX_OFFERS = 1024
 GENERATION_BITS = 32
@@ -39,12 +51,8 @@ class Link:
         self.peer = theirs
         self._channel = channel
         self._stall_s = stall_s
-        self._window = Window(theirs.window_bytes)
+        self._outbox = Outbox(theirs.window_bytes)
         self._own_window_bytes = mine.window_bytes
-        self._control: deque[bytes] = deque()
-        self._parcels: deque[Outgoing] = deque()
-        self._work = asyncio.Event()
-        self._sending: Outgoing | None = None
         self._out: dict[Key, OutStream] = {}
         self._in: dict[Key, InStream] = {}
         self._offers: dict[Key, Offer] = {}
@@ -59,10 +67,10 @@ class Link:
     def __repr__(self) -> str:
         state = "broken" if self._error else "closing" if self._is_closing else "open"
         streams = f"{len(self._out)} out, {len(self._in)} in"
-        return f"<Link to {self._channel.peer} {state}, {streams}, {self._window!r}>"
+        return f"<Link to {self._channel.peer} {state}, {streams}, {self._outbox!r}>"
 
     def statistics(self) -> WindowStatistics:
-        return self._window.statistics()
+        return self._outbox.window.statistics()
 
     async def offer(self, stream: OutStream, *, deadline_s: float | None) -> None:
         """Begin a stream; returns once the peer accepts it. Raises PeerLost, TransferTimeout."""
@@ -106,31 +114,24 @@ class Link:
         if side.get(stream.key) is stream:
             del side[stream.key]
 
-    def say(self, message: object) -> None:
+    def say(self, message: Said) -> None:
         """Send a small message soon, ahead of parcels; dropped when the link is over."""
         if self._error is None:
-            self._control.append(encode(message))
-            self._work.set()
+            self._outbox.say(message)
 
     def submit(self, parcel: Outgoing) -> None:
         """Send a parcel in its turn, within the peer's window; it settles when it is over."""
         self.ensure_open()
-        self._parcels.append(parcel)
-        self._work.set()
+        self._outbox.submit(parcel)
 
     def withdraw(self, stream: OutStream) -> None:
         """Drop what was submitted for a stream and is not being sent."""
-        kept = [parcel for parcel in self._parcels if parcel.stream is not stream]
-        dropped = [parcel for parcel in self._parcels if parcel.stream is stream]
-        self._parcels = deque(kept)
-        for parcel in dropped:
-            parcel.settle(ChannelClosed(f"stream {stream.key} was cancelled"))
+        self._outbox.withdraw(stream)
 
     def sending_of(self, stream: OutStream) -> asyncio.Future[None] | None:
         """Done when the parcel of this stream that is on the wire is over; None without one."""
-        if self._sending is None or self._sending.stream is not stream:
-            return None
-        return self._sending.sent
+        sending = self._outbox.sending
+        return sending.sent if sending is not None and sending.stream is stream else None
 
     def credit(self, sequence: int) -> None:
         """The parcel with this number needs no more of our memory."""
@@ -160,10 +161,7 @@ class Link:
         self._is_closing = True
         try:
             async with asyncio.timeout(deadline_s):
-                while self._error is None and (self._control or self._parcels or self._sending):
-                    self._idle = asyncio.Event()
-                    self._work.set()
-                    await self._idle.wait()
+                await self._outbox.drained()
         except TimeoutError:
             pass
         finally:
@@ -176,7 +174,6 @@ class Link:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    _idle: asyncio.Event | None = None
     _verdict: TransportError | None = None
     _has_begun = _is_aborted = False
 
@@ -191,7 +188,7 @@ class Link:
                 group.create_task(self._send_all())
                 group.create_task(self._receive_all())
         except asyncio.CancelledError:
-            is_polite = self._is_closing and not self._parcels and self._sending is None
+            is_polite = self._is_closing and not self._outbox.has_parcels
         except BaseExceptionGroup as group_error:
             error = group_error.exceptions[0]
             if not isinstance(error, DvrtError):
@@ -210,8 +207,6 @@ class Link:
             self._settle(error)
             self._offered_more.set()
             self._over.set()
-            if self._idle is not None:
-                self._idle.set()
 
     async def _goodbye(self) -> None:
         try:
@@ -223,11 +218,7 @@ class Link:
     def _settle(self, error: BaseException) -> None:
         """Nothing touches memory any more: give all of it back and fail who waits."""
         lost = error if isinstance(error, TransportError) else PeerLost(f"the link ended: {error}")
-        waiting = [*([self._sending] if self._sending else []), *self._parcels]
-        self._sending = None
-        self._parcels.clear()
-        for parcel in waiting:
-            parcel.settle(lost)
+        self._outbox.settle(lost)
         for out in list(self._out.values()):
             out.fail(lost)
         for into in list(self._in.values()):
@@ -242,40 +233,31 @@ class Link:
 
     async def _send_all(self) -> None:
         while True:
-            if self._control:
-                await self._channel.send(self._control.popleft(), deadline_s=self._stall_s)
-            elif self._parcels and self._window.fits(self._parcels[0].cost_bytes):
-                await self._send_parcel(self._parcels.popleft())
-            else:
-                if self._idle is not None and not self._parcels:
-                    self._idle.set()
-                self._work.clear()
-                await self._work.wait()
-
-    async def _send_parcel(self, parcel: Outgoing) -> None:
-        self._sending = parcel
-        header = encode(parcel.header(self._window.send(parcel.cost_bytes)))
-        await self._channel.send(header, *parcel.regions, deadline_s=self._stall_s)
-        self._sending = None
-        self.kit.counters.parcels_sent += 1
-        self.kit.counters.bytes_sent += parcel.nbytes
-        parcel.settle(None)
+            said, regions = await self._outbox.take()
+            await self._channel.send(joined(said), *regions, deadline_s=self._stall_s)
+            parcel = self._outbox.sent()
+            if parcel is not None:
+                self.kit.counters.parcels_sent += 1
+                self.kit.counters.bytes_sent += parcel.nbytes
+                parcel.settle(None)
 
     async def _receive_all(self) -> None:
         while True:
             incoming = await self._channel.receive()
             message = decode(incoming.header)
-            if isinstance(message, Parcel):
-                await self._take(message, incoming)
+            *said, last = message.messages if isinstance(message, Together) else (message,)
+            for one in said:
+                self._handle(one)
+            if isinstance(last, Parcel):
+                await self._take(last, incoming)
             elif incoming.sizes:
-                raise ProtocolError(f"a {type(message).__name__} with regions")
+                raise ProtocolError(f"a {type(last).__name__} with regions")
             else:
-                self._handle(message)
+                self._handle(last)
 
     def _handle(self, message: object) -> None:
         if isinstance(message, Credit):
-            self._window.acknowledge(message.sequence)
-            self._work.set()
+            self._outbox.acknowledge(message.sequence)
         elif isinstance(message, Offer):
             self._offered(message)
         elif isinstance(message, Grant | Stored):

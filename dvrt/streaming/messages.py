@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 from dvrt.errors import ConfigError
-from dvrt.wire import message
+from dvrt.wire import encode, message
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+MAX_TOGETHER = 64
+"""Small messages that leave as one at most."""
 
 
 class Grouping(Enum):
@@ -118,6 +121,27 @@ class Over:
     generation: int
     reason: str
     is_corrupted: bool = False
+
+
+Said = Offer | Grant | Parcel | Credit | Commit | Stored | Over
+"""What ends of a link say once they have greeted each other."""
+
+
+@message("stream.together")
+class Together:
+    """Messages in their order, sent as one; regions beside it are those of a Parcel at its end."""
+
+    messages: tuple[Said, ...]
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("no message")
+
+
+def joined(messages: Sequence[Said]) -> bytes:
+    """One message of one or more."""
+    is_one = len(messages) == 1
+    return encode(messages[0] if is_one else Together(messages=tuple(messages)))
 
 
 def ensure_agreement(mine: Hello, theirs: Hello) -> None:

@@ -208,7 +208,7 @@ async def test_a_cancelled_sender_reads_its_memory_no_more(tools):
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
-        assert not one._parcels
+        assert not one._outbox.has_parcels
         source.region.view()[:] = b"\x22" * LAYOUT.nbytes
         await asyncio.wait([receiving])
         memory = np.frombuffer(receiver[2].region.view(), np.uint8)

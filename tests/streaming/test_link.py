@@ -3,15 +3,28 @@
 import asyncio
 import contextlib
 import random
+from dataclasses import replace
 
+import msgpack
 import pytest
 
 from dvrt.buffers import Region
 from dvrt.errors import ConfigError, Corrupted, PeerLost, ProtocolError, TransferTimeout
+from dvrt.kv.digest import Tally
 from dvrt.kv.layout import Layout
 from dvrt.kv.plan import Side, Worker
 from dvrt.kv.spans import Span
-from dvrt.streaming import Cache, Grouping, Setups, open_link, stream_in, stream_out
+from dvrt.streaming import (
+    Cache,
+    Grouping,
+    Setups,
+    open_inflow,
+    open_link,
+    open_outflow,
+    stream_in,
+    stream_out,
+)
+from dvrt.streaming.contiguous import all_through
 from dvrt.streaming.incoming import accept
 from dvrt.streaming.messages import (
     PROTOCOL_VERSION,
@@ -23,6 +36,7 @@ from dvrt.streaming.messages import (
     Over,
     Parcel,
     Stored,
+    Together,
 )
 from dvrt.streaming.outgoing import open_out
 from dvrt.wire import decode, encode
@@ -40,6 +54,7 @@ class Peer:
 
     def __init__(self, channel):
         self.channel = channel
+        self.heard = []
 
     async def say(self, message, *regions):
         await self.channel.send(encode(message), *(Region.of(r) for r in regions), deadline_s=5)
@@ -52,11 +67,13 @@ class Peer:
         return message
 
     async def _next(self):
-        incoming = await self.channel.receive(deadline_s=5)
-        message = decode(incoming.header)
-        if incoming.sizes:
-            await incoming.take(deadline_s=5)
-        return message
+        if not self.heard:
+            incoming = await self.channel.receive(deadline_s=5)
+            message = decode(incoming.header)
+            if incoming.sizes:
+                await incoming.take(deadline_s=5)
+            self.heard += message.messages if isinstance(message, Together) else (message,)
+        return self.heard.pop(0)
 
 
 @contextlib.asynccontextmanager
@@ -128,6 +145,88 @@ async def test_no_more_is_under_way_than_the_peer_allows(tools):
         await peer.say(Stored(stream="kv", epoch=0, generation=7, step=0))
         await sending
         assert (await peer.hear(Over)).reason == ""
+
+
+async def test_a_step_is_one_message_there_and_one_back(tools):
+    async with facing(tools) as (kit, link, peer):
+        opening = asyncio.create_task(
+            open_outflow(
+                *(kit, "kv", SETUPS, ME, [cache_on(kit)], {ME: link}),
+                grouping=Grouping.WHOLE,
+                deadline_s=5,
+            )
+        )
+        await peer.hear(Offer)
+        await peer.say(Grant(stream="kv", epoch=0, generation=7))
+        outflow = await opening
+        shipping = asyncio.create_task(outflow.ship(0, Span.of(3, 4), deadline_s=5))
+        incoming = await peer.channel.receive(deadline_s=5)
+        parts = await incoming.take(deadline_s=5)
+        commit, sent = decode(incoming.header).messages
+        assert (type(commit), type(sent)) == (Commit, Parcel)
+        assert sum(map(len, parts)) == LAYOUT.nbytes // 256
+        stored = Stored(stream="kv", epoch=0, generation=7, step=0)
+        await peer.say(Together(messages=(Credit(sequence=0), stored)))
+        await shipping
+        outflow.close()
+
+
+async def test_the_receiver_of_a_step_answers_once(tools):
+    async with facing(tools) as (kit, link, peer):
+        cache, body = cache_on(kit), bytes(LAYOUT.nbytes // 256)
+        whole = open_inflow(kit, "kv", SETUPS, ME, [cache], {ME: link})
+        await peer.say(replace(OFFER, grouping=Grouping.WHOLE))
+        generation = (await peer.hear(Grant)).generation
+        tally = Tally()
+        tally.add(0, nbytes=len(body), digest=0)
+        total = tally.sum()
+        commit = Commit(
+            **{"stream": "kv", "epoch": 0, "generation": generation, "step": 0},
+            **{"chunks": total.chunks, "nbytes": total.nbytes, "digest": total.digest},
+        )
+        together = Together(messages=(commit, parcel(generation=generation)))
+        await peer.say(together, body[: len(body) // 2], body[len(body) // 2 :])
+        assert [box.tokens async for box in whole.take(0, Span.of(3, 4), deadline_s=5)]
+        answer = decode((await peer.channel.receive(deadline_s=5)).header)
+        assert [type(message) for message in answer.messages] == [Credit, Stored]
+        whole.close()
+
+
+@pytest.mark.parametrize("what", ["nothing", "a greeting", "a parcel ahead"])
+async def test_what_cannot_be_said_together_ends_the_link(tools, what):
+    async with facing(tools) as (_, link, peer):
+        hello = Hello(version=PROTOCOL_VERSION, setup=tools.SETUP, incarnation=0, window_bytes=1)
+        said = {
+            "nothing": [],
+            "a greeting": [hello],
+            "a parcel ahead": [parcel(), Over(stream="kv", epoch=0, generation=0, reason="")],
+        }
+        messages = [msgpack.unpackb(encode(message)) for message in said[what]]
+        await peer.channel.send(msgpack.packb(["stream.together", 1, [messages]]))
+        await asyncio.wait_for(link.wait_over(), 5)
+
+
+@pytest.mark.parametrize("end", ["outflow", "inflow"])
+async def test_a_step_that_is_proved_is_not_late(tools, monkeypatch, end):
+    """The peer knows that it is proved, and may have gone: nobody would send it again."""
+
+    async def slowly(works):
+        await all_through(works)
+        await asyncio.sleep(0.4)
+
+    monkeypatch.setattr(f"dvrt.streaming.{end}.all_through", slowly)
+    async with tools.kits() as (here, there), tools.channels("local") as [(a, b)]:
+        one, other = await asyncio.gather(
+            *(open_link(c, kit, tools.SETUP, deadline_s=5) for c, kit in ((a, here), (b, there)))
+        )
+        out = (here, "kv", SETUPS, ME, [cache_on(here)], {ME: one}, Span.of(0, 9))
+        into = (there, "kv", SETUPS, ME, [cache_on(there)], {ME: other}, Span.of(0, 9))
+        limits = {"outflow": 5, "inflow": 5, end: 0.2}
+        sending = asyncio.create_task(stream_out(*out, deadline_s=limits["outflow"]))
+        boxes = [box async for box in stream_in(*into, deadline_s=limits["inflow"])]
+        await sending
+        assert len(boxes) == 8
+        await asyncio.gather(one.aclose(), other.aclose())
 
 
 async def test_a_peer_that_never_reads_costs_a_deadline_and_nothing_else(tools):
@@ -269,7 +368,7 @@ async def test_offers_that_nobody_expects_can_be_asked_for(tools):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": 99}, "protocol version differs: 1 here, 99 there"),
+        ({"version": 99}, f"protocol version differs: {PROTOCOL_VERSION} here, 99 there"),
         ({"window_bytes": 0}, "window_bytes is 0 there"),
     ],
 )
@@ -277,7 +376,12 @@ async def test_ends_that_cannot_talk_say_why(tools, fields, message):
     async with tools.kits(1) as [kit], tools.channels("local") as [(a, b)]:
         peer = Peer(b)
         opening = asyncio.create_task(open_link(a, kit, tools.SETUP, deadline_s=5))
-        hello = {"version": 1, "setup": tools.SETUP, "incarnation": 0, "window_bytes": 1}
+        hello = {
+            "version": PROTOCOL_VERSION,
+            "setup": tools.SETUP,
+            "incarnation": 0,
+            "window_bytes": 1,
+        }
         await peer.say(Hello(**{**hello, **fields}))
         with pytest.raises(ConfigError, match=message):
             await opening

@@ -6,9 +6,11 @@ it needs, moves bytes that only this life has, lets faults and cancellations hit
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import random
+import statistics
 import sys
 from collections import Counter
 
@@ -299,7 +301,9 @@ async def processes(soak, rng, scheme):
         channel = await connect_to_peer(peer.address, deadline_s=5)
         killing = asyncio.create_task(harm(peer, rng))
         try:
-            while not soak.is_over:
+            is_first = True  # a process may take longer to start than the quick form lasts
+            while is_first or not soak.is_over:
+                is_first = False
                 body = rng.randbytes(rng.choice((1, 100_000, 3_000_000)))
                 sending = asyncio.create_task(channel.send(b"x", Region.of(body), deadline_s=5))
                 incoming = await channel.receive(deadline_s=5)
@@ -333,9 +337,12 @@ async def harm(peer, rng):
 
 
 async def watch(soak, seconds, samples):
+    """Samples of what is held: what malloc keeps in its arenas for later is given back first."""
     me = psutil.Process()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda kept_bytes: None)
     while not soak.is_over:
         gc.collect()
+        trim(0)
         samples.append(
             {
                 "memory": me.memory_info().rss,
@@ -348,10 +355,10 @@ async def watch(soak, seconds, samples):
 
 
 def growth(samples, name):
-    """The highest of the last third over the highest of the middle one."""
+    """The last third's median over the middle one's: a peak is what was in flight, not growth."""
     values = [sample[name] for sample in samples]
     third = len(values) // 3
-    return max(values[-third:]) / max(1, *values[third : 2 * third])
+    return statistics.median(values[-third:]) / max(1, statistics.median(values[third : 2 * third]))
 
 
 @pytest.mark.may_block
@@ -387,4 +394,4 @@ async def test_mixed_transfers_with_faults(tools, tmp_path, seconds, record_prop
     assert counts.get("peer: not started", 0) <= counts["lives"] / 200, counts
     if seconds > QUICK_S:
         assert grown["memory"] < 1.1, samples
-        assert max(grown["files"], grown["tasks"]) < 1.5, samples
+        assert max(grown["files"], grown["tasks"]) < 1.3, samples
