@@ -7,6 +7,7 @@ as well; computing belongs on other threads.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from dvrt.actors.node import Node
@@ -20,7 +21,9 @@ class Heartbeat:
     """Beats every ``interval_s``; calls ``on_silence(silence_s)`` when ``limit_s`` were silent.
 
     Once per silence: heard again, the peer may fall silent again. Starts at once; ``close`` ends
-    it. Makes no link; while there is none, silence grows.
+    it. Makes no link; while there is none, silence grows. When ``mute_after_s`` were silent it
+    beats no more until the peer is heard: a peer that goes by what it hears of this side then
+    learns that nothing gets through to it.
     """
 
     def __init__(
@@ -31,10 +34,11 @@ class Heartbeat:
         interval_s: float,
         limit_s: float,
         on_silence: Callable[[float], None],
+        mute_after_s: float = math.inf,
     ) -> None:
         self._node, self._address = node, node_address
         self._interval_s, self._limit_s = interval_s, limit_s
-        self._on_silence = on_silence
+        self._on_silence, self._mute_after_s = on_silence, mute_after_s
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._ticked_at = self._loop.time()
         self._is_silent = False
@@ -55,8 +59,9 @@ class Heartbeat:
         is_late = now - self._ticked_at > LATE_TICKS * self._interval_s
         self._ticked_at = now
         self._timer = self._loop.call_later(self._interval_s, self._tick)
-        self._node.beat(self._address)
         silence_s = self.silence_s
+        if silence_s <= self._mute_after_s or is_late:
+            self._node.beat(self._address)
         if silence_s <= self._limit_s:
             self._is_silent = False
         elif not self._is_silent and not is_late:

@@ -12,6 +12,9 @@ from dvrt.actors.heartbeat import Heartbeat
 from dvrt.actors.node import Node
 from dvrt.actors.ref import ActorRef
 
+MUTE_BEATS = 4
+"""After so many intervals without a word from the controller a worker does not beat: one that is
+heard and hears nothing would pass for a sound one until its lease ends."""
 WATCHDOG_GRACE_S = 1.0
 """How much longer than its lease a stuck worker lives."""
 
@@ -72,6 +75,7 @@ class Lease:
             controller.node_address,
             interval_s=interval_s,
             limit_s=length_s,
+            mute_after_s=MUTE_BEATS * interval_s,
             on_silence=lambda s: on_end(
                 f"nothing was heard from the controller for {s:.1f} s", False
             ),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dvrt.chaos.schedule import KINDS, Schedule, draw_schedule
 from dvrt.chaos.shrink import Shrinker
 from dvrt.chaos.traffic import Answer
 from dvrt.chaos.virtual_run import right_answers, run_schedule
+from dvrt.process_pool import ProcessPool
 
 BLOCK = 25
 """Seeds that one process runs at a time."""
@@ -51,6 +51,7 @@ class Tally:
     recomputed: int = 0
     restored: int = 0
     injected: Counter[str] = field(default_factory=Counter)
+    mix: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, verdict: Verdict) -> None:
@@ -62,6 +63,7 @@ class Tally:
         self.recomputed += verdict.recomputed
         self.restored += verdict.restored
         self.injected.update(verdict.injected)
+        self.mix.update(verdict.mix)
 
     def merge(self, other: Tally) -> None:
         for name in ("n_seeds", "n_asked", "n_whole", "n_lost", "n_tokens"):
@@ -69,6 +71,7 @@ class Tally:
         self.recomputed += other.recomputed
         self.restored += other.restored
         self.injected.update(other.injected)
+        self.mix.update(other.mix)
         self.failures.extend(other.failures)
 
 
@@ -91,7 +94,7 @@ class Campaign:
     def run(self, seeds: Sequence[int], *, shrinks: bool = True) -> Tally:
         """All these seeds, in this process; failing schedules are made short."""
         tally = Tally()
-        with _quiet():
+        with _quiet(), _few_to_collect():
             for seed in seeds:
                 schedule = self.schedule(seed)
                 verdict = self.verdict(schedule)
@@ -104,10 +107,7 @@ class Campaign:
     def run_on_cores(
         self, seeds: Sequence[int], *, jobs: int | None = None, on_progress: OnProgress
     ) -> Tally:
-        """As ``run``, in ``jobs`` processes, by default one a core.
-
-        An interruption leaves them to the caller, who ends what descends from this process.
-        """
+        """As ``run``, in ``jobs`` processes, by default one a core; interrupted, they end."""
         blocks = [seeds[start : start + BLOCK] for start in range(0, len(seeds), BLOCK)]
         total = Tally()
         n_jobs = min(jobs or os.cpu_count() or 1, len(blocks))
@@ -116,15 +116,10 @@ class Campaign:
                 total.merge(self.run(block))
                 on_progress(total.n_seeds, len(seeds))
             return total
-        pool = ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"))
-        try:
+        with ProcessPool(n_jobs) as pool:
             for tally in pool.map(self.run, blocks):
                 total.merge(tally)
                 on_progress(total.n_seeds, len(seeds))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
         return total
 
     def _failure(self, schedule: Schedule, verdict: Verdict, is_worth_it: bool) -> Failure:
@@ -139,6 +134,17 @@ class Campaign:
 def _right(model: Path, options: tuple[tuple[str, Any], ...]) -> dict[int, Answer]:
     """Computed once a process."""
     return right_answers(model, dict(options))
+
+
+@contextmanager
+def _few_to_collect() -> Iterator[None]:
+    """Workers that close a stage collect garbage, in one process everybody's; what was there
+    before the runs is left out of that."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
+from dvrt.actors.archive import ArchiveActor
 from dvrt.actors.engine import Engine
 from dvrt.actors.node import Node
 from dvrt.actors.replicas import ReplicaActor
 from dvrt.actors.stage import StageActor
 from dvrt.actors.task_nursery import TaskWorker
 from dvrt.errors import OutOfMemory
+from dvrt.transport.records import pack_record
 
 A = TypeVar("A")
 
@@ -62,6 +67,17 @@ class Inside:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         return True
 
+    def fill_disk(self, name: str) -> bool:
+        """The files of the worker's logs find no more room; False if it writes none."""
+        channels: list[Any] = [
+            stage.channel
+            for archive in self.actors(name, ArchiveActor)
+            for stage in archive._stages.values()
+        ]
+        for channel in channels:
+            channel._append = partial(_append_half, channel)
+        return bool(channels)
+
     def actors(self, name: str, kind: type[A]) -> Iterator[A]:
         """The worker's actors of this class."""
         for node in self._nodes(name):
@@ -72,6 +88,13 @@ class Inside:
     def _nodes(self, name: str) -> list[Node]:
         worker = self._crew._workers.get(name)
         return list(worker._nodes) if isinstance(worker, TaskWorker) else []
+
+
+def _append_half(channel: Any, header: bytes, views: list[memoryview]) -> NoReturn:
+    """As a disk that has room for the beginning of a record."""
+    record = pack_record(header, views)
+    os.pwrite(channel._fd, record[: len(record) // 2], channel._end)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _starved(*_: object) -> NoReturn:

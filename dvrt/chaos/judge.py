@@ -16,7 +16,10 @@ BREACHES = ("ProtocolError", "AssertionError", "KeyError", "IndexError", "ValueE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """``faults`` says what was wrong, one line each; the rest are counts of the run."""
+    """``faults`` says what was wrong, one line each; the rest are counts of the run.
+
+    ``mix`` names what else was there, beside the faults that were ``injected``.
+    """
 
     faults: tuple[str, ...] = ()
     n_asked: int = 0
@@ -26,6 +29,7 @@ class Verdict:
     recomputed: int = 0
     restored: int = 0
     injected: tuple[str, ...] = ()
+    mix: tuple[str, ...] = ()
 
     @property
     def is_right(self) -> bool:

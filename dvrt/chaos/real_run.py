@@ -21,9 +21,10 @@ from dvrt.chaos.schedule import Ask
 from dvrt.chaos.traffic import Answer, ask
 from dvrt.errors import DvrtError
 
-REAL_KINDS = ("kill", "stop", "zombie", "cut", "slow", "oom")
+REAL_KINDS = ("kill", "stop", "zombie", "cut", "slow", "oom", "disk")
 """What can be done to a process from outside: SIGKILL, SIGSTOP, SIGSTOP and later SIGCONT, its
-links to the controller cut, SIGSTOP and SIGCONT in turn, and a limit on its memory."""
+links to the controller cut, SIGSTOP and SIGCONT in turn, a limit on its memory, and one on the size
+of files, where logs are persisted."""
 N_CLIENTS = 8
 N_NUMBERS = 40
 MEAN_GAP_S = 1.0
@@ -64,6 +65,8 @@ async def run_real(
     Raises what launching raises.
     """
     report = RealReport(seed)
+    if not values.get("persist"):
+        kinds = [kind for kind in kinds if kind != "disk"]
     # Faults come faster than workers may be lost, unless the caller wants it otherwise.
     async with dvrt.launch(**{"max_deaths": 10_000, **values}) as engine:
         right = await _learn(engine)
@@ -172,6 +175,8 @@ async def _inject(engine: Engine, kind: str, name: str, pid: int, luck: float) -
                     engine._controller.node.cut(address, "it was cut on purpose")
             case "oom":
                 resource.prlimit(pid, resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
+            case "disk":
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 
 
 async def _resume(pid: int, after_s: float) -> None:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from rich.table import Table
 
-from dvrt.chaos.campaign import Tally
+from dvrt.chaos.campaign import Failure, Tally
 from dvrt.chaos.judge import Verdict
 from dvrt.chaos.real_run import RealReport
 
+COUNTED = {"injected", "mix"}
+"""Fields of names that come as how often each occurred."""
+
 
 def as_json(found: RealReport | Tally | Verdict) -> dict[str, Any]:
-    values = asdict(found)
-    values["injected"] = dict(Counter(values["injected"]))
+    values = {each.name: _plain(getattr(found, each.name)) for each in fields(found)}
+    for name in COUNTED & values.keys():
+        values[name] = dict(Counter(getattr(found, name)))
     return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return asdict(value) if isinstance(value, Failure) else value
 
 
 def faults_table(injected: Counter[str]) -> Table:
@@ -52,6 +62,7 @@ def campaign_table(tally: Tally) -> Table:
         "requests": tally.n_asked,
         "answered in full": tally.n_whole,
         "tokens": tally.n_tokens,
+        **dict(sorted(tally.mix.items())),
         "workers lost": tally.n_lost,
         "positions restored": tally.restored,
         "positions computed again": tally.recomputed,

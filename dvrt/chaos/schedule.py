@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from dvrt.errors import ConfigError
 
-KINDS = ("kill", "stop", "zombie", "half", "cut", "slow", "oom", "corrupt", "rebalance")
+KINDS = ("kill", "stop", "zombie", "half", "cut", "slow", "oom", "corrupt", "disk", "rebalance")
 """What can happen: kill; silence for good, for a while, or in one direction; links that break;
-messages that come late; no memory for a step; a copy whose bytes change; another split."""
+messages that come late; no memory for a step; a copy whose bytes change; a disk that is full, where
+logs are persisted; another split."""
 N_NUMBERS = 120
 """Requests are drawn from so many, so that the right answers of all can be known beforehand."""
 SPAN_S = 2.5
@@ -54,7 +55,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """One run: ``options`` are those of a launch, besides what every run of its kind has."""
+    """One run: ``options`` are those of a launch, besides what every run of its kind has.
+
+    With ``persist`` they ask for a directory of this run's own.
+    """
 
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +107,8 @@ def draw_schedule(
     fixed = dict(options or {})
     shape = fixed if _says_shape(fixed) else {**_draw_shape(rng, n_layers), **fixed}
     numbers = rng.sample(range(N_NUMBERS), rng.randint(2, MAX_REQUESTS))
+    if not shape.get("persist"):
+        kinds = [kind for kind in kinds if kind != "disk"]
     actions = [
         action
         for _ in range(rng.randint(1, MAX_ACTIONS) if kinds else 0)
@@ -135,6 +141,8 @@ def _draw_shape(rng: random.Random, n_layers: int) -> dict[str, Any]:
         shape |= {"swap": True, "swap_bandwidth": "200KB"}
     if rng.random() < 0.1:
         shape["replica_memory"] = "4KB"
+    if rng.random() < 0.25:
+        shape["persist"] = True
     return shape
 
 

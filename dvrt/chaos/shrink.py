@@ -47,7 +47,7 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
             patient = Ask(number=asked.number, at_s=asked.at_s)
             others = schedule.asks
             yield replace(schedule, asks=(*others[:index], patient, *others[index + 1 :]))
-    for name in ("swap", "spares", "replica_memory"):
+    for name in ("swap", "spares", "replica_memory", "persist"):
         if schedule.options.get(name):
             kept = {k: v for k, v in schedule.options.items() if not k.startswith(name)}
             yield replace(schedule, options=kept)

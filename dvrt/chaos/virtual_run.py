@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dvrt
@@ -28,6 +29,7 @@ ALWAYS: Mapping[str, Any] = {
     "max_context": 128,
     "null_step_ms": 20.0,
     "max_deaths": 60,
+    "swap_anyway": True,
 }
 ANSWER_LIMIT_S = 120.0
 """Virtual seconds after which an answer that has not ended is lost."""
@@ -46,6 +48,7 @@ class _Report:
     recomputed: int = 0
     restored: int = 0
     n_lost: int = 0
+    has_swapped: bool = False
 
 
 def right_answers(model: Path, options: Mapping[str, Any] | None = None) -> dict[int, Answer]:
@@ -85,14 +88,31 @@ def run_schedule(model: Path, schedule: Schedule, right: Mapping[int, Answer]) -
         recomputed=report.recomputed,
         restored=report.restored,
         injected=tuple(report.injected),
+        mix=tuple(_mix(schedule, report)),
     )
+
+
+def _mix(schedule: Schedule, report: _Report) -> Iterator[str]:
+    """What the run had, by what came of it where that can be seen."""
+    options = schedule.options
+    if options.get("prompt_stages"):
+        yield "prompts apart"
+    if report.has_swapped:
+        yield "swapped"
+    if options.get("spares"):
+        yield "spares"
+    if options.get("persist"):
+        yield "persisted"
+    for answer in report.answers:
+        if not is_whole(answer) and not answer.error:
+            yield "request given up"
 
 
 def _run(model: Path, schedule: Schedule) -> _Report:
     weather = Weather()
     report = _Report()
-    with _wired(weather, schedule):
-        main = _main(model, schedule, weather, report)
+    with _wired(weather, schedule), _placed(schedule.options) as options:
+        main = _main(model, schedule, options, weather, report)
         run_limited(main, seed=schedule.seed, max_turns=MAX_TURNS)
     return report
 
@@ -111,14 +131,30 @@ def _wired(weather: Weather, schedule: Schedule) -> Iterator[None]:
         wiring.reset(token)
 
 
-async def _main(model: Path, schedule: Schedule, weather: Weather, report: _Report) -> None:
+@contextmanager
+def _placed(options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The options with a directory to persist in, where they ask for one."""
+    if not options.get("persist"):
+        yield options
+        return
+    with TemporaryDirectory(prefix="dvrt-") as directory:
+        yield {**options, "persist": directory}
+
+
+async def _main(
+    model: Path,
+    schedule: Schedule,
+    options: Mapping[str, Any],
+    weather: Weather,
+    report: _Report,
+) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(
         lambda _, context: report.faults.append(
             f"loop: {context.get('message')} {context.get('exception')!r}"
         )
     )
-    async with dvrt.launch(model, **{**ALWAYS, **schedule.options}) as engine:
+    async with dvrt.launch(model, **{**ALWAYS, **options}) as engine:
         disturbing = loop.create_task(_disturb(engine, schedule.actions, weather, report))
         asking = [ask(engine, asked, name=f"r{index}") for index, asked in enumerate(schedule.asks)]
         try:
@@ -132,7 +168,9 @@ async def _main(model: Path, schedule: Schedule, weather: Weather, report: _Repo
         report.faults.extend(judge_events(engine.events()))
         report.recomputed = int(engine.metrics.value("dvrt_recomputed_tokens"))
         report.restored = int(engine.metrics.value("dvrt_restored_tokens"))
-        report.n_lost = engine.status().n_lost
+        status = engine.status()
+        report.n_lost = status.n_lost
+        report.has_swapped = any(each.swap.get("in_bytes") for each in status.workers)
     await asyncio.sleep(REST_S)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     report.faults.extend(f"left running: {task.get_name()}" for task in left)
@@ -185,6 +223,8 @@ def _inject(inside: Inside, action: Action, weather: Weather, report: _Report) -
             happens = inside.starve(name)
         case "corrupt":
             happens = inside.rot(name, action.pick)
+        case "disk":
+            happens = inside.fill_disk(name)
     if happens:
         report.injected.append(action.kind)
 

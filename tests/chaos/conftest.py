@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,11 @@ def campaign(model: Path) -> Campaign:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Faults are logged by whom they meet; here they are the point."""
+    """Faults are logged by whom they meet; here they are the point. And there is little to collect
+    for those who collect garbage when they close a stage."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    gc.freeze()
     yield
+    gc.unfreeze()
     logging.disable(before)

@@ -58,8 +58,10 @@ class Moment:
     of_controller: bool = False
 
 
-def _decodes(_: Any, step: Any, *__: Any) -> bool:
-    return bool(getattr(step, "step", step).decodes)
+def _decodes(_: Any, given: Any, *__: Any) -> bool:
+    """``given`` is a step, or what brings it."""
+    forward = getattr(given, "forward", given)
+    return bool(getattr(forward, "step", forward).decodes)
 
 
 def _chunks(_: Any, step: Any, *__: Any) -> bool:
@@ -86,7 +88,7 @@ MOMENTS = {
     "prompt transfer": Moment(Shipper, "_send_piece", nth=3),
     "before commit": Moment(Shipper, "_commit"),
     "before compute": Moment(StageActor, "_accept", _decodes, nth=9),
-    "after compute": Moment(StageActor, "_finish", _decodes, nth=9),
+    "after compute": Moment(StageExecutor, "execute", _decodes, nth=9, at_end=True),
     "result sent": Moment(StageActor, "_finish", _decodes, nth=9, at_end=True),
     "before replication": Moment(Replicator, "_send", nth=2),
     "after replication": Moment(Replicator, "_send", nth=2, at_end=True),

@@ -81,13 +81,16 @@ def in_flight_counts_as_done(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pipeline, "next_step", hasty)
 
 
-PLANTS: dict[Plant, int] = {
-    rewind_is_not_told: 1,
-    restored_is_what_was_wanted: 9,
-    copies_are_believed: 12,
-    nothing_is_shipped_again: 33,
-    copies_are_not_cut: 1,
-    silence_after_a_restore: 7,
-    in_flight_counts_as_done: 18,
+LINE = {"stages": 3, "batch_size": 2}
+PAIR = {"stages": 2, "batch_size": 3}
+SPLIT = {"prompt_stages": 2, "token_stages": 2, "batch_size": 2}
+PLANTS: dict[Plant, tuple[tuple[str, ...], dict[str, Any]]] = {
+    rewind_is_not_told: (("kill",), {}),
+    restored_is_what_was_wanted: (("kill",), {}),
+    copies_are_believed: (("corrupt", "kill"), PAIR),
+    nothing_is_shipped_again: (("kill",), SPLIT),
+    copies_are_not_cut: (("cut",), LINE),
+    silence_after_a_restore: (("kill",), {}),
+    in_flight_counts_as_done: (("oom",), LINE),
 }
-"""Each with a seed that has found it, which is tried before the others."""
+"""Each with faults that can show it and a shape, by default any, in which they soon do."""

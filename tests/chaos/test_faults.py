@@ -22,13 +22,11 @@ from dvrt.chaos.weather import Weather
 from dvrt.transport.faults import Direction
 from dvrt.virtual import run_virtual
 
-pytestmark = pytest.mark.chaos
-
 ASKS = tuple(Ask(number=number, at_s=0.0) for number in range(12))
 VICTIM = "worker-1"
 SILENCE_S = 0.8
 """heartbeat_s times heartbeat_misses, by default."""
-BEAT_S, LEASE_S = 0.2, 5.0
+BEAT_S = 0.2
 Fault = Callable[[Engine, Weather], Awaitable[None]]
 
 
@@ -137,14 +135,14 @@ def test_a_worker_that_wakes_in_time_is_kept(model: Path, right: dict[int, Answe
 def test_a_half_open_link_is_known(
     model: Path, right: dict[int, Answer], direction: Direction
 ) -> None:
-    """A worker that is heard and hears nothing ends when its own lease does."""
+    """A worker that hears nothing falls silent, and is then noticed as a silent one is."""
 
     async def fault(_: Engine, weather: Weather) -> None:
         weather.silence(VICTIM, 1000.0, (direction,))
 
-    limit_s = SILENCE_S if direction is Direction.SEND else LEASE_S
+    n_silences = 1 if direction is Direction.SEND else 2
     seen = disturbed(model, right, fault)
-    assert seen.detected_s <= limit_s + BEAT_S
+    assert seen.detected_s <= n_silences * (SILENCE_S + BEAT_S)
     assert seen.names == [VICTIM]
 
 
@@ -205,6 +203,39 @@ def test_a_corrupted_copy_is_refused_and_computed_again(
     sound, rotten = disturbed(model, right, kill), disturbed(model, right, rot)
     assert rotten.restored == 0 < sound.restored
     assert rotten.recomputed > sound.recomputed
+
+
+def test_a_full_disk_is_known_at_once_and_stops_nobody(
+    model: Path, right: dict[int, Answer], tmp_path: Path
+) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        assert Inside(engine).fill_disk(VICTIM)
+        while not (told := [e for e in engine.events() if e.state == "persistence off"]):
+            await asyncio.sleep(0.001)
+        assert VICTIM in told[0].reason and "No space left" in told[0].reason
+
+    seen = disturbed(model, right, fault, is_lost=False, persist=str(tmp_path))
+    assert seen.names == []
+    assert 0 < seen.detected_s < 0.2
+
+
+def test_what_a_full_disk_has_is_true_when_everybody_dies(
+    model: Path, right: dict[int, Answer], tmp_path: Path
+) -> None:
+    async def die(engine: Engine, _: Weather) -> None:
+        inside = Inside(engine)
+        for name in inside.living:
+            inside.kill(name)
+
+    async def fill_and_die(engine: Engine, weather: Weather) -> None:
+        assert Inside(engine).fill_disk(VICTIM)
+        await asyncio.sleep(0.3)
+        await die(engine, weather)
+
+    sound = disturbed(model, right, die, persist=str(tmp_path / "sound"))
+    full = disturbed(model, right, fill_and_die, persist=str(tmp_path / "full"))
+    assert 0 < full.restored < sound.restored
+    assert full.recomputed > sound.recomputed
 
 
 def test_copies_that_find_no_room_are_computed_again(model: Path, right: dict[int, Answer]) -> None:

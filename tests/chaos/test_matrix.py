@@ -22,8 +22,6 @@ from dvrt.control.sequence import Sequence
 from dvrt.virtual import run_virtual
 from tests.chaos.moments import MOMENTS, armed
 
-pytestmark = pytest.mark.chaos
-
 BASE: dict[str, Any] = {
     "device": "null",
     "in_process": True,

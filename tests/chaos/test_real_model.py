@@ -9,8 +9,6 @@ import pytest
 from dvrt.chaos.campaign import Campaign
 from tests.chaos.conftest import N_LAYERS
 
-pytestmark = pytest.mark.chaos
-
 STEP_S = 0.02
 N_SEEDS = 100
 BLOCK = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,8 @@ from dvrt.chaos.shrink import Shrinker
 from dvrt.errors import ConfigError
 from tests.chaos.planted import PLANTS, Plant, copies_are_believed, rewind_is_not_told
 
-pytestmark = pytest.mark.chaos
-
 BLOCK = 20
-N_QUICK = 160
+N_QUICK = 200
 N_CAMPAIGN = 10_000
 LONG_BLOCK = 250
 FOUND_WITHIN = 60
@@ -27,6 +26,13 @@ def fails(campaign: Campaign, seeds: range) -> list[str]:
     tally = campaign.run(seeds)
     assert tally.n_seeds == len(seeds)
     return [f"{failure.faults}\n{failure.schedule.to_json()}" for failure in tally.failures]
+
+
+def first_failing(campaign: Campaign) -> Schedule:
+    for seed in range(FOUND_WITHIN):
+        if campaign.run([seed], shrinks=False).failures:
+            return campaign.schedule(seed)
+    pytest.fail(f"{FOUND_WITHIN} seeds have not found it")
 
 
 @pytest.mark.parametrize("first", range(0, N_QUICK, BLOCK))
@@ -47,17 +53,17 @@ def test_a_planted_mistake_is_found(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch, plant: Plant
 ) -> None:
     plant(monkeypatch)
-    for seed in (PLANTS[plant], *range(FOUND_WITHIN)):
-        if campaign.run([seed], shrinks=False).failures:
-            return
-    pytest.fail(f"{FOUND_WITHIN} seeds have not found it")
+    kinds, options = PLANTS[plant]
+    found = first_failing(replace(campaign, kinds=kinds, options=options))
+    monkeypatch.undo()
+    assert campaign.verdict(found).is_right
 
 
 def test_a_failing_schedule_becomes_a_short_script(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rewind_is_not_told(monkeypatch)
-    schedule = campaign.schedule(1)
+    schedule = first_failing(replace(campaign, kinds=("kill",)))
     shrunk = Shrinker(lambda each: not campaign.verdict(each).is_right).shrink(schedule)
     assert len(shrunk.actions) <= 2
     assert len(shrunk.asks) < len(schedule.asks)

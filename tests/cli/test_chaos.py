@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dvrt.chaos.schedule import draw_schedule
+from dvrt.chaos.campaign import Failure, Tally
+from dvrt.chaos.real_run import RealReport
+from dvrt.chaos.report import as_json
+from dvrt.chaos.schedule import Schedule, draw_schedule
 from dvrt.cli.app import run_command
 from dvrt.errors import ConfigError
 from dvrt.models.tiny import write_tiny
@@ -35,12 +39,28 @@ def test_a_script_is_run_again(
     assert verdict["faults"] == [] and verdict["n_asked"] > 1
 
 
-@pytest.mark.chaos
 def test_a_few_schedules_and_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--virtual", "--seeds", "3", "--jobs", "1", "--kinds", "kill", "--stages", "2")
     code, text = run(capsys, str(model), *given)
     assert code == 0
     assert "schedules that went wrong" in text and "kill" in text
+    code, text = run(capsys, str(model), *given, "--json")
+    told: dict[str, Any] = json.loads(text)
+    assert code == 0
+    assert told["n_seeds"] == 3 and told["failures"] == []
+    assert set(told["injected"]) == {"kill"} and set(told["mix"]) <= {"request given up", "spares"}
+
+
+def test_reports_are_plain_values() -> None:
+    schedule = draw_schedule(3)
+    failure = Failure(schedule=schedule, faults=("it was wrong",))
+    tally = Tally(failures=[failure], injected=Counter(kill=2))
+    told = json.loads(json.dumps(as_json(tally)))
+    assert told["injected"] == {"kill": 2}
+    assert told["failures"][0]["faults"] == ["it was wrong"]
+    assert Schedule.from_json(json.dumps(told["failures"][0]["schedule"])) == schedule
+    told = json.loads(json.dumps(as_json(RealReport(1, injected=Counter(kill=2)))))
+    assert told["injected"] == {"kill": 2} and told["seed"] == 1
 
 
 @pytest.mark.parametrize(
