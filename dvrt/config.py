@@ -107,6 +107,9 @@ class LaunchOptions:
     device_slots: int = option(
         2, help="microbatches whose KV cache is on the device, with swap", low=1, high=65536
     )
+    swap_anyway: bool = option(
+        False, help="swap even where that is found to cost far more than it brings"
+    )
     kv_memory: int | None = option(
         None,
         help="most memory of a stage's device for the KV cache, such as 2GiB",

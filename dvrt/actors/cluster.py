@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from dvrt.config import LaunchOptions
 from dvrt.control.pipeline import PipelinePlan, PipelineShape, Purpose
 from dvrt.control.scheduler import Limits
 from dvrt.errors import ConfigError
-from dvrt.models.budget import KvShape, ensure_fits
+from dvrt.models.budget import KvShape, ensure_fits, ensure_swap_helps
 from dvrt.models.check import inspect_checkpoint
 from dvrt.models.null_timing import NullTiming, read_timing
 from dvrt.models.spec import GenerationDefaults, ModelSpec, StageSpec
@@ -183,16 +183,34 @@ class Blueprint:
     def _device_slots(self) -> int:
         return self.options.device_slots if self.options.swap else 0
 
+    def ensure_swap_helps(self, layouts: Iterable[PipelineLayout]) -> None:
+        """Raise ConfigError for swapping where ``kv_memory`` has room for everything.
+
+        Of a launch; a split that it is changed to later may have room.
+        """
+        options = self.options
+        if not options.swap or options.swap_anyway:
+            return
+        shapes = [
+            self._kv_shape(layout.plan.shape, load.spec.layers)
+            for layout in layouts
+            for load in layout.loads
+        ]
+        ensure_swap_helps(shapes, options.kv_memory, device_slots=options.device_slots)
+
     def _ensure_fits(self, shape: PipelineShape, layers: tuple[int, int]) -> None:
         """Raise ConfigError, saying what would fit, when the logs exceed ``kv_memory``."""
-        rows = KvShape(
+        rows = self._kv_shape(shape, layers)
+        ensure_fits(rows, self.options.kv_memory, device_slots=self._device_slots)
+
+    def _kv_shape(self, shape: PipelineShape, layers: tuple[int, int]) -> KvShape:
+        return KvShape(
             entry_bytes=self.model.kv_bytes_per_token(layers, self.dtype),
             context=self.context,
             chunk_tokens=self.options.chunk_tokens,
             batch_size=shape.batch_size,
             n_microbatches=shape.n_microbatches,
         )
-        ensure_fits(rows, self.options.kv_memory, device_slots=self._device_slots)
 
 
 def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
@@ -213,6 +231,8 @@ def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
         timing=read_timing(Path(options.null_timing)) if options.null_timing else None,
     )
     split = Split(prompt=options.prompt_stages, token=options.n_stages, layers=options.layers)
+    layouts = blueprint.lay_out(split, first_id=0)
+    blueprint.ensure_swap_helps(layouts)
     return ClusterPlan(
         card=ModelCard(
             name=options.served_name or model.name,
@@ -225,7 +245,7 @@ def plan_cluster(options: LaunchOptions, directory: Path) -> ClusterPlan:
         limits=Limits(
             max_context=context, vocab_size=model.vocab_size, max_queue=options.max_queue
         ),
-        layouts=blueprint.lay_out(split, first_id=0),
+        layouts=layouts,
         blueprint=blueprint,
     )
 

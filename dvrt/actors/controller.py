@@ -103,7 +103,8 @@ class Controller(Actor):
             failed=self._failed,
         )
         self._overseer = Overseer(watchfulness, outlook, self._clock)
-        self._reports = Reports(self._overseer, self._chronicle)
+        refuses = not plan.blueprint.options.swap_anyway
+        self._reports = Reports(self._overseer, self._chronicle, refuses=refuses)
         self._rebalancer = Rebalancer(
             plan.blueprint,
             self._overseer,

@@ -79,6 +79,7 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
         node = await stack.enter_async_context(_controller_node(options, secret))
         me = node.spawn(controller, name=CONTROLLER)
         controller.open()
+        metrics.watch_workers(lambda: controller.status().workers)
         nursery = await stack.enter_async_context(_nursery(options, plan))
         stack.push_async_callback(node.stop, CONTROLLER, "the cluster closes")
         loading = asyncio.create_task(asyncio.to_thread(TextCodec.load, _directory(options)))

@@ -1,21 +1,26 @@
-"""What workers tell of their work: counted and shown, nothing follows from it."""
+"""What workers tell of their work: counted and shown."""
 
 from __future__ import annotations
 
 from dvrt.actors.chronicle import Chronicle
 from dvrt.actors.messages import ArchiveFailed, Replicated, StageLoaded, Swapped
 from dvrt.actors.overseer import Overseer
-from dvrt.actors.swapping import judge_figures
+from dvrt.actors.swapping import judge_figures, refusal
 from dvrt.control.steps import StepDone
+from dvrt.errors import ConfigError
 
 Report = StepDone | StageLoaded | Swapped | ArchiveFailed | Replicated
 
 
 class Reports:
-    """Passes figures on to the workers' statuses and to the chronicle."""
+    """Passes figures on to the workers' statuses and to the chronicle.
 
-    def __init__(self, overseer: Overseer, chronicle: Chronicle) -> None:
+    Of one thing something follows: with ``refuses``, a launch ends that swaps to no purpose.
+    """
+
+    def __init__(self, overseer: Overseer, chronicle: Chronicle, *, refuses: bool) -> None:
         self._overseer, self._chronicle = overseer, chronicle
+        self._refuses = refuses
 
     def take(self, report: Report) -> None:
         match report:
@@ -36,10 +41,15 @@ class Reports:
                     self._overseer.lags(seat, self._chronicle.replicated(report))
 
     def _loaded(self, loaded: StageLoaded) -> None:
-        """A stage that swaps says whether that pays."""
+        """A stage that swaps says whether that pays. What serves already is not refused."""
         if loaded.swap is None:
             return
         self._overseer.swapped(loaded.pipeline, loaded.stage, loaded.swap)
         judged = judge_figures(loaded.swap)
-        if judged is not None and not judged.pays:
+        if judged is None or judged.pays:
+            return
+        why = refusal(judged) if self._refuses and not self._overseer.is_serving else ""
+        if why:
+            self._overseer.exited(loaded.worker, ConfigError(why))
+        else:
             self._chronicle.warned(loaded.pipeline, loaded.stage, str(judged))

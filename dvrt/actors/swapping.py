@@ -13,10 +13,14 @@ from dvrt.actors.pager import Copied, Pager
 from dvrt.control.steps import Step
 from dvrt.models.swap import SwappingModel, SwapTrial
 from dvrt.models.swap_figures import SwapFigures
-from dvrt.planner.swapping import SwapJudgement, judge_swapping
+from dvrt.planner.swapping import SwapJudgement, judge_filling
 from dvrt.virtual import precise_clock
 
 T = TypeVar("T")
+
+REFUSED_GAIN = 0.5
+"""Below 1 swapping costs more than it brings, which is warned of; with less than this, no error
+that a trial of a step and a copy is likely to make would turn that round."""
 
 
 class Swapping:
@@ -115,12 +119,22 @@ def judge_figures(figures: SwapFigures) -> SwapJudgement | None:
     """Does swapping pay for requests that fill the context? None where copies take no time."""
     if not figures.bandwidth or not figures.step_s:
         return None
-    return judge_swapping(
+    return judge_filling(
+        figures.max_context,
         step_s=figures.step_s,
         batch_size=figures.batch_size,
         entry_bytes=figures.entry_bytes,
         bandwidth=figures.bandwidth,
-        contexts=range(1, figures.max_context + 1),
+    )
+
+
+def refusal(judged: SwapJudgement) -> str:
+    """Why a launch is not to swap; empty where a trial of a moment cannot be so sure."""
+    if judged.gain >= REFUSED_GAIN:
+        return ""
+    return (
+        f"swap is refused: {judged}. Leave it out, set a max_context that requests need (now "
+        f"{judged.last_context}), or go on with swap_anyway"
     )
 
 
@@ -133,6 +147,7 @@ def swap_status(figures: SwapFigures) -> Mapping[str, float]:
         "step_s": figures.step_s,
         "bandwidth": figures.bandwidth,
         "hidden_context": judged.hidden_context if judged else float(figures.max_context),
+        "paying_context": judged.paying_context if judged else float(figures.max_context),
         "gain": judged.gain if judged else 2.0,
         "in_bytes": figures.in_bytes,
         "out_bytes": figures.out_bytes,

@@ -5,25 +5,27 @@ The paper's Fig. 8 on the real runtime, with null devices under virtual time, be
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dvrt.bench.common import Measured
+from dvrt.bench.common import Measured, spread
 from dvrt.bench.disagg_virtual import Seen, as_launched, middle, play
 from dvrt.planner.profile import open_profile
+from dvrt.process_pool import ProcessPool
 from dvrt.simulator.arrivals import Arrival, arrivals
 from dvrt.simulator.cluster import Cluster
 from dvrt.simulator.deployment import Deployment, LinkFigures
 from dvrt.simulator.disagg_case import (
     CASES,
+    N_REQUESTS,
     DisaggregationCase,
     case_load,
     chunked,
@@ -32,7 +34,13 @@ from dvrt.simulator.disagg_case import (
     scaled,
 )
 from dvrt.simulator.plain import plain_latencies
-from dvrt.simulator.rates import SLACK, Latencies, find_highest_rate, simulated_latencies
+from dvrt.simulator.rates import (
+    PRECISION,
+    SLACK,
+    Latencies,
+    find_highest_rate,
+    simulated_latencies,
+)
 from dvrt.simulator.tally import Tally
 
 PAPER = {"opt66b_4": 1.88, "bloom176b_7": 2.0}
@@ -48,21 +56,31 @@ SIDES: Mapping[str, Callable[[DisaggregationCase], Deployment]] = {
 PREDICTED = ("disaggregated", "colocated")
 """What the plain model knows: it computes prompts whole."""
 MAX_ROUNDS = 12
+SEED = 42
+STRIDE = 1.07
+MAX_STRIDE = 1.25
+LEAST_STEEP = 0.25
+MAX_PROCESSES = 12
 TRANSFER_LOADS = {"alone": 0.01, "at_three_quarters": 0.75}
 """Shares of the highest rate on the profile's network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """``apart`` are the factors of the first rates tried; then on, to within ``within``."""
+    """``count`` requests a run; a rate that seems this ``close`` to the limit is corrected to it,
+    and so are two rates on either side of it ``within`` this factor. By the plain model alone: so
+    many ``others`` sets of requests, and one of ``more``.
+    """
 
     count: int
-    apart: tuple[float, ...]
+    close: float
     within: float
+    others: int
+    more: int
 
 
-FULL = Effort(count=500, apart=(0.98, 1.02), within=1.045)
-QUICK = Effort(count=120, apart=(0.95, 1.05), within=1.11)
+FULL = Effort(count=400, close=0.03, within=1.04, others=5, more=N_REQUESTS)
+QUICK = Effort(count=120, close=0.05, within=1.11, others=4, more=500)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +118,11 @@ def measure(*, quick: bool) -> Measured:
             for side in SIDES
             for name in reversed(names)
         }
-        changed = {name: runs.submit(_sensitivity, CASES[name], effort.count) for name in names}
-        sent = {name: runs.submit(_transfer, CASES[name], effort.count) for name in names}
         for name in names:
             sides = {side: jobs[name, side].result() for side in SIDES}
             ratios |= _ratios(name, sides)
-            results[name] = _results(name, sides, changed[name].result())
-            results[name]["transfer"] = sent[name].result()
-    return Measured(results=results, ratios=ratios, notes=_notes(effort))
+            results[name] = _results(name, sides) | bench.predictions(CASES[name], sides)
+    return Measured(results=results, ratios=ratios, notes=_notes(effort, results))
 
 
 class _Bench:
@@ -124,15 +139,14 @@ class _Bench:
         if name in PREDICTED:
             plain = self._runs.submit(model_rate, deployment, count, plain_latencies)
         guess = self._runs.submit(model_rate, deployment, count, simulated_latencies).result()
+        steep = self._runs.submit(steepness, deployment, count, guess)
         unloaded = self._runs.submit(play, model, deployment, quiet_requests(count)).result()
 
-        def seen(rates: Sequence[float]) -> list[Seen]:
-            loads = [case_requests(rate, count) for rate in rates]
-            return list(
-                self._runs.map(play, [model] * len(loads), [deployment] * len(loads), loads)
-            )
+        def seen(rate: float) -> Seen:
+            return self._runs.submit(play, model, deployment, case_requests(rate, count)).result()
 
-        rate, near = find_crossing(seen, guess, SLACK * unloaded.median_s, self._effort)
+        limit_s = SLACK * unloaded.median_s
+        rate, near = find_crossing(seen, guess, limit_s, steep.result(), self._effort)
         return Side(
             rate_per_s=rate,
             unloaded_s=unloaded.median_s,
@@ -141,32 +155,69 @@ class _Bench:
             plain_per_s=plain.result() if plain is not None else None,
         )
 
+    def predictions(
+        self, case: DisaggregationCase, sides: Mapping[str, Side]
+    ) -> dict[str, dict[str, Any]]:
+        """What the models say beside the runtime: of other step times, other requests, links."""
+        count, submit = self._effort.count, self._runs.submit
+        near = {side: sides[side].plain_per_s or 0.0 for side in PREDICTED}
+        sent = submit(_transfer, case, count)
+        changed = {
+            f"{what}_x{factor:g}": submit(predicted_gain, case, count, near, scale={what: factor})
+            for what, factors in CHANGES.items()
+            for factor in factors
+        }
+        others = [
+            submit(predicted_gain, case, count, near, seed=SEED + number)
+            for number in range(1, 1 + self._effort.others)
+        ]
+        more = submit(predicted_gain, case, self._effort.more, near)
+        return {
+            "gain_predicted_when": {name: each.result() for name, each in changed.items()},
+            "gain_predicted_of_others": spread([each.result() for each in others]),
+            "gain_predicted_of_more": {"requests": self._effort.more, "gain": more.result()},
+            "transfer": sent.result(),
+        }
+
 
 def find_crossing(
-    seen: Callable[[Sequence[float]], list[Seen]], guess: float, limit_s: float, effort: Effort
+    seen: Callable[[float], Seen], guess: float, limit_s: float, steep: float, effort: Effort
 ) -> tuple[float, Seen]:
-    """The rate at which the median reaches ``limit_s``, and what was seen at the rate below it.
+    """The rate at which the median reaches ``limit_s``, and what was seen at a rate close by.
 
-    Between two rates that lie close together, by a straight line. Raises RuntimeError when no
-    such rates are found.
+    ``steep`` is by what power the median grows with the rate, which leads from a rate that is close
+    to that one; else a straight line does between two rates. Raises RuntimeError when
+    neither is found.
     """
     known: dict[float, Seen] = {}
-    rates = [guess * factor for factor in effort.apart]
+    rate = guess
     for _ in range(MAX_ROUNDS):
-        known.update(zip(rates, seen(rates), strict=True))
+        known[rate] = seen(rate)
+        seems = (limit_s / known[rate].median_s) ** (1 / steep)
+        if abs(seems - 1) <= effort.close:
+            return rate * seems, known[rate]
         above = min((r for r, it in known.items() if it.median_s > limit_s), default=None)
         below = max((r for r in known if above is None or r < above), default=None)
-        if above is None:
-            rates = [max(known) * 1.1, max(known) * 1.2]
-        elif below is None:
-            rates = [min(known) * 0.8, min(known) * 0.9]
-        else:
-            low_s, high_s = known[below].median_s, known[above].median_s
-            rate = below + (above - below) * (limit_s - low_s) / (high_s - low_s)
-            if above <= below * effort.within:
-                return rate, known[below]
-            rates = [rate * 0.99, rate * 1.01]
+        if above is None or below is None:
+            rate *= min(max(seems, 1 / MAX_STRIDE), MAX_STRIDE)
+            steep = max(LEAST_STEEP, steep / 2)  # so far off it may be another
+            continue
+        low_s, high_s = known[below].median_s, known[above].median_s
+        rate = below + (above - below) * (limit_s - low_s) / (high_s - low_s)
+        if above <= below * effort.within:
+            return rate, known[below]
     raise RuntimeError(f"no crossing of {limit_s:g} s near {guess:g} requests a second")
+
+
+def steepness(deployment: Deployment, count: int, rate: float) -> float:
+    """By what power of the rate the median grows around it, as the simulator has it."""
+    low_s, high_s = (
+        statistics.median(
+            middle(simulated_latencies(deployment, case_requests(factor * rate, count)))
+        )
+        for factor in (1 / STRIDE, STRIDE)
+    )
+    return max(LEAST_STEEP, math.log(high_s / low_s) / (2 * math.log(STRIDE)))
 
 
 def model_rate(deployment: Deployment, count: int, latencies: Latencies) -> float:
@@ -180,14 +231,52 @@ def model_rate(deployment: Deployment, count: int, latencies: Latencies) -> floa
     return found.rate_per_s
 
 
-def case_requests(rate_per_s: float, count: int) -> list[Arrival]:
+def predicted_gain(
+    case: DisaggregationCase,
+    count: int,
+    near: Mapping[str, float],
+    *,
+    seed: int = SEED,
+    scale: Mapping[str, float] | None = None,
+) -> float:
+    """The plain model's gain for some requests and step times; ``near`` are rates to begin at."""
+    split, whole = (
+        plain_rate(scaled(_launched(case, side), **(scale or {})), count, near[side], seed)
+        for side in PREDICTED
+    )
+    return split / whole
+
+
+def plain_rate(deployment: Deployment, count: int, near: float, seed: int) -> float:
+    """As ``model_rate`` by the plain model, in fewer tries where a rate close by is known."""
+
+    def median_s(requests: Sequence[Arrival]) -> float:
+        return statistics.median(middle(plain_latencies(deployment, requests)))
+
+    limit_s = SLACK * median_s(quiet_requests(count, seed))
+
+    def is_kept(rate: float) -> bool:
+        return median_s(case_requests(rate, count, seed)) <= limit_s
+
+    low = high = near
+    while not is_kept(low):
+        low, high = low / STRIDE, low
+    while low == high or is_kept(high):
+        low, high = high, high * STRIDE
+    while high - low > PRECISION * high:
+        between = (low + high) / 2
+        low, high = (between, high) if is_kept(between) else (low, between)
+    return low
+
+
+def case_requests(rate_per_s: float, count: int, seed: int = SEED) -> list[Arrival]:
     """The same requests at every rate: only the gaps between them change."""
-    return list(arrivals(case_load(rate_per_s, count=count)))
+    return list(arrivals(case_load(rate_per_s, count=count, seed=seed)))
 
 
-def quiet_requests(count: int) -> list[Arrival]:
+def quiet_requests(count: int, seed: int = SEED) -> list[Arrival]:
     """A few that stand for all of them, by length of output, one long after the other."""
-    ordered = sorted(case_requests(1.0, count), key=lambda each: each.output)
+    ordered = sorted(case_requests(1.0, count, seed), key=lambda each: each.output)
     step = len(ordered) / N_QUIET
     chosen = (ordered[int((i + 0.5) * step)] for i in range(N_QUIET))
     return [each._replace(at_s=i * QUIET_S) for i, each in enumerate(chosen)]
@@ -198,19 +287,6 @@ def _launched(case: DisaggregationCase, side: str) -> Deployment:
     if side != "chunked":
         return deployment
     return replace(deployment, tokens=replace(deployment.tokens, chunk_tokens=CHUNK))
-
-
-def _sensitivity(case: DisaggregationCase, count: int) -> dict[str, float]:
-    """The gain that the plain model predicts when step times are others."""
-    gains = {}
-    for what, factors in CHANGES.items():
-        for factor in factors:
-            split, whole = (
-                model_rate(scaled(_launched(case, side), **{what: factor}), count, plain_latencies)
-                for side in PREDICTED
-            )
-            gains[f"{what}_x{factor:g}"] = split / whole
-    return gains
 
 
 def _transfer(case: DisaggregationCase, count: int) -> dict[str, float]:
@@ -258,26 +334,36 @@ def _ratios(name: str, sides: Mapping[str, Side]) -> dict[str, float]:
     }
 
 
-def _results(name: str, sides: Mapping[str, Side], changed: Mapping[str, float]) -> dict[str, Any]:
+def _results(name: str, sides: Mapping[str, Side]) -> dict[str, Any]:
     split, whole = (sides[side].plain_per_s or 0.0 for side in PREDICTED)
     return {
         **{side: found.results() for side, found in sides.items()},
         "gain_predicted": split / whole,
-        "gain_predicted_when": dict(changed),
         "gain_in_paper": PAPER[name],
     }
 
 
-def _notes(effort: Effort) -> list[str]:
+def _notes(effort: Effort, results: Mapping[str, Any]) -> list[str]:
     return [
         "rate: the highest at which the median latency a token is within 1.5 of the unloaded one",
         "rate_gain: disaggregated over colocated with whole prompts, as the paper compares",
         "vs_predicted: the runtime's rate over the plain model's, the lower of these two sides",
         f"vs_chunked: disaggregated over colocated with two chunks of {CHUNK} tokens a step",
         f"{effort.count} requests, the same for all; the middle two thirds of the ends count",
+        *(_by_chance(name, found) for name, found in results.items()),
         "A100-80 x 2 a machine, derived profiles; as many microbatches as stages, as the paper has",
         "transfer: by the simulator on the profile's network; links cost nothing in virtual time",
     ]
+
+
+def _by_chance(name: str, found: Mapping[str, Any]) -> str:
+    gains = [found["gain_predicted"], *found["gain_predicted_of_others"]["repeats"]]
+    share = statistics.stdev(gains) / statistics.fmean(gains)
+    more = found["gain_predicted_of_more"]
+    return (
+        f"{name}: over {len(gains)} sets of requests the plain model's gain has a standard "
+        f"deviation of {share:.1%}; of {more['requests']} requests it is {more['gain']:.2f}"
+    )
 
 
 @contextmanager
@@ -295,13 +381,13 @@ def _pools(names: Sequence[str]) -> Iterator[tuple[Executor, Executor, Path]]:
                 hidden_size=16,
                 max_positions=4096,
             )
-        n_processes = min(4, len(os.sched_getaffinity(0)))
-        runs = ProcessPoolExecutor(n_processes, mp_context=get_context("spawn"))
+        n_processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
+        runs = ProcessPool(n_processes)
         searches = ThreadPoolExecutor(len(names) * len(SIDES))
         is_done = False
         try:
             yield runs, searches, folder
             is_done = True
-        finally:  # after a signal the caller kills what still runs
+        finally:
             runs.shutdown(wait=is_done, cancel_futures=True)
             searches.shutdown(wait=is_done, cancel_futures=True)

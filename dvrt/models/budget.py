@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dvrt.errors import ConfigError
@@ -100,6 +101,26 @@ def ensure_fits(shape: KvShape, budget_bytes: int | None, *, device_slots: int =
         f"kv_memory is {_size(budget_bytes)}; {need.device_slots} microbatches of "
         f"{shape.batch_size} rows with a context of {shape.context} tokens need "
         f"{_size(need.device_bytes)} on each device. {choices}"
+    )
+
+
+def ensure_swap_helps(
+    shapes: Sequence[KvShape], budget_bytes: int | None, *, device_slots: int
+) -> None:
+    """Raise ConfigError when all of every stage fits the budget (None: not known) as it is.
+
+    Swapping could then only take time: a microbatch that is there need not come.
+    """
+    needs = [kv_need(shape).device_bytes for shape in shapes]
+    if budget_bytes is None or max(needs) > budget_bytes:
+        return
+    most = shapes[needs.index(max(needs))]
+    fit = what_fits(most, budget_bytes, device_slots=device_slots)
+    raise ConfigError(
+        f"swap: all {most.n_microbatches} microbatches of {most.batch_size} rows need "
+        f"{_size(max(needs))} on a device and kv_memory is {_size(budget_bytes)}, so swapping "
+        f"brings nothing and costs time. Leave it out, or use the memory: with device_slots "
+        f"{device_slots} there fits batch_size {fit.batch_size}. swap_anyway swaps all the same"
     )
 
 

@@ -1,6 +1,6 @@
 """What one engine counts, in Prometheus' text format; each engine has a registry of its own.
 
-The only module that imports prometheus_client. All methods are cheap and none blocks.
+This and ``workers`` alone import prometheus_client. All methods are cheap and none blocks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from dvrt.observe.workers import WorkerCollector, Workers
 
 LATENCY_BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -122,6 +124,10 @@ class Metrics:
         )
         for name, help_text, reading in readings:
             self.add_gauge(name, help_text, reading)
+
+    def watch_workers(self, workers: Workers) -> None:
+        """Show at each ``render`` what the statuses of these workers say of their KV caches."""
+        self._registry.register(WorkerCollector(workers))
 
     def add_gauge(self, name: str, help_text: str, reading: Reading) -> None:
         """One more value to read at each ``render``. Raises ValueError for a name that is taken."""

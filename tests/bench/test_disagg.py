@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,18 @@ import pytest
 
 from dvrt.bench.disagg import (
     CHUNK,
+    LEAST_STEEP,
     QUICK,
+    SEED,
     SIDES,
     _launched,
     case_requests,
     find_crossing,
+    model_rate,
+    plain_rate,
+    predicted_gain,
     quiet_requests,
+    steepness,
 )
 from dvrt.bench.disagg_virtual import Seen, as_launched, middle, play
 from dvrt.models.tiny import write_tiny
@@ -82,24 +87,55 @@ def test_requests_are_the_same_at_every_rate() -> None:
     assert outputs[20] <= quiet[len(quiet) // 2].output <= outputs[40]
 
 
-@pytest.mark.parametrize("guess", [0.4, 1.0, 3.0])
-def test_the_search_finds_where_the_median_crosses(guess: float) -> None:
-    n_asked = 0
+@pytest.mark.parametrize("steep", [0.5, 1.3, 2.0])
+@pytest.mark.parametrize("guess", [0.4, 0.99, 1.0, 3.0])
+def test_the_search_finds_where_the_median_crosses(guess: float, steep: float) -> None:
+    asked: list[float] = []
 
-    def seen(rates: Sequence[float]) -> list[Seen]:
-        nonlocal n_asked
-        n_asked += len(rates)
-        return [Seen(median_s=0.1 + 0.2 * rate**2, places={}) for rate in rates]
+    def seen(rate: float) -> Seen:
+        asked.append(rate)
+        return Seen(median_s=0.1 + 0.2 * rate**2, places={})
 
-    rate, near = find_crossing(seen, guess, 0.3, QUICK)
-    assert rate == pytest.approx(1.0, rel=0.01)
-    assert near.median_s <= 0.3
-    assert n_asked <= 20
+    rate, near = find_crossing(seen, guess, 0.3, steep, QUICK)
+    assert rate == pytest.approx(1.0, rel=0.03)
+    assert near.median_s == pytest.approx(0.3, rel=0.2)
+    assert len(asked) <= (1 if 0.95 < guess < 1.05 else 9)
+
+
+def test_a_steep_median_is_found_between_two_rates() -> None:
+    """It jumps, so that no rate is close; the guess of its steepness is far from right."""
+
+    def seen(rate: float) -> Seen:
+        return Seen(median_s=0.1 if rate < 1.0 else 0.9, places={})
+
+    rate, near = find_crossing(seen, 0.7, 0.3, 2.0, QUICK)
+    assert rate == pytest.approx(1.0, rel=0.11)
+    assert near.median_s == 0.1
 
 
 def test_the_search_gives_up_when_nothing_helps() -> None:
-    def seen(rates: Sequence[float]) -> list[Seen]:
-        return [Seen(median_s=9.0, places={}) for _ in rates]
-
     with pytest.raises(RuntimeError, match="no crossing"):
-        find_crossing(seen, 1.0, 0.3, QUICK)
+        find_crossing(lambda _: Seen(median_s=9.0, places={}), 1.0, 0.3, 2.0, QUICK)
+
+
+def test_the_steepness_is_that_of_the_queue() -> None:
+    deployment = _launched(CASE, "colocated")
+    rate = model_rate(deployment, 60, plain_latencies)
+    assert steepness(deployment, 60, 0.1) == LEAST_STEEP
+    assert LEAST_STEEP < steepness(deployment, 60, rate) < 20
+
+
+def test_a_rate_is_the_same_wherever_its_search_begins() -> None:
+    deployment = _launched(CASE, "disaggregated")
+    expected = model_rate(deployment, 60, plain_latencies)
+    for factor in (0.7, 1.0, 1.3):
+        found = plain_rate(deployment, 60, factor * expected, SEED)
+        assert found == pytest.approx(expected, rel=0.011)
+
+
+def test_other_step_times_and_other_requests_give_other_gains() -> None:
+    near = {"disaggregated": 2.1, "colocated": 0.72}
+    gain = predicted_gain(CASE, 120, near)
+    assert gain == pytest.approx(2.93, rel=0.1)
+    assert predicted_gain(CASE, 120, near, scale={"tokens": 1.5}) < 0.95 * gain
+    assert predicted_gain(CASE, 120, near, seed=SEED + 1) != gain

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dvrt.bench.null_times import stage_timing, write_timing
-from dvrt.bench.swap import Load, _bound, _virtual_s
+from dvrt.bench.swap import Load, _bound, _long, _virtual_s
 from dvrt.models.null_timing import NullTiming, read_timing
 from dvrt.planner.profile import open_profile
 
@@ -41,3 +41,12 @@ def test_a_run_comes_close_to_its_bound(tmp_path: Path) -> None:
     bound = _bound(timing, bandwidth, range(17, 49), 4)
     assert 1.3 < bound < 1.9
     assert 0.9 < plain_s / swapped_s / bound <= 1.01
+
+
+def test_long_contexts_are_refused_by_the_runtime_itself(tmp_path: Path) -> None:
+    profile = open_profile("opt-66b-a100-80").with_gpus(2)
+    found = _long(tmp_path, stage_timing(profile, 16), 4, profile.machine.host_to_device)
+    assert found["refused"]
+    assert 0.1 < found["gain_predicted"] < 0.2
+    assert "contexts of 1 to 1210 tokens at batch size 16: 0.24 times" in found["why"]
+    assert "swap is refused" in found["why"]

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvrt.errors import ConfigError
-from dvrt.models.budget import KvShape, describe_fit, ensure_fits, kv_need, what_fits
+from dvrt.models.budget import (
+    KvShape,
+    describe_fit,
+    ensure_fits,
+    ensure_swap_helps,
+    kv_need,
+    what_fits,
+)
 
 SHAPE = KvShape(entry_bytes=1000, context=300, chunk_tokens=16, batch_size=4, n_microbatches=5)
 ONE = 384_000 * 4
@@ -35,6 +42,17 @@ def test_nothing_may_fit() -> None:
     assert describe_fit(SHAPE, 10) == (
         "Without swap nothing fits. With swap and device_slots 2 nothing fits."
     )
+
+
+def test_swapping_is_refused_where_every_stage_fits_without() -> None:
+    small = KvShape(entry_bytes=100, context=300, chunk_tokens=16, batch_size=4, n_microbatches=5)
+    for budget in (None, 5 * ONE - 1):
+        ensure_swap_helps([small, SHAPE], budget, device_slots=2)
+    with pytest.raises(ConfigError) as caught:
+        ensure_swap_helps([small, SHAPE], 5 * ONE, device_slots=2)
+    text = str(caught.value)
+    assert "all 5 microbatches of 4 rows need 7.324 MiB on a device" in text
+    assert "with device_slots 2 there fits batch_size 10" in text
 
 
 shapes = st.builds(

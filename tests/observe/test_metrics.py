@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dvrt.observe.metrics import Metrics
+from dvrt.results import WorkerStatus
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -80,6 +81,37 @@ def test_gauges_are_read_when_rendered() -> None:
     assert [found[name, ()] for name in gauges] == [3, 5, 6]
     with pytest.raises(ValueError, match="dvrt_rows"):
         metrics.add_gauge("dvrt_rows", "Again.", lambda: 0)
+
+
+def test_workers_are_shown_as_long_as_they_live() -> None:
+    figures = {
+        **{"in_bytes": 5.0, "out_bytes": 6.0, "waited_s": 0.5, "gain": 1.5, "host_kv_bytes": 70.0},
+        **{"hidden_context": 9.0, "paying_context": 33.0, "bandwidth": 1e9},
+    }
+    made = {"pid": 1, "device": "cpu", "kv_bytes": 30, "stage": 0, "layers": (0, 1)}
+    workers = [
+        WorkerStatus(name="a", role="prompt", state="ready", swap=figures, **made),
+        WorkerStatus(name="b", role="token", state="ready", **made),
+        WorkerStatus(name="c", role="token", state="lost", swap=figures, **made),
+        WorkerStatus(name="d", role="spare", state="idle", **(made | {"stage": None})),
+    ]
+    metrics = Metrics()
+    metrics.watch_workers(lambda: workers)
+    found = samples(metrics)
+    a, b = (
+        (("role", role), ("stage", "0"), ("worker", name))
+        for role, name in (("prompt", "a"), ("token", "b"))
+    )
+    assert found["dvrt_swap_in_bytes_total", a] == 5
+    assert found["dvrt_swap_out_bytes_total", a] == 6
+    assert found["dvrt_swap_wait_seconds_total", a] == 0.5
+    assert found["dvrt_swap_gain", a] == 1.5
+    assert ("dvrt_swap_gain", b) not in found
+    assert found["dvrt_kv_bytes", (("memory", "host"), *a)] == 70
+    assert found["dvrt_kv_bytes", (("memory", "device"), *b)] == 30
+    assert {dict(labels).get("worker") for _, labels in found} == {None, "a", "b"}
+    workers.clear()
+    assert not [name for name, labels in samples(metrics) if dict(labels).get("worker")]
 
 
 def test_engines_do_not_share() -> None:

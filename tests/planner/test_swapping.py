@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dvrt.errors import ConfigError
-from dvrt.planner.swapping import SwapJudgement, judge_swapping
+from dvrt.planner.swapping import SwapJudgement, judge_filling, judge_swapping
 
 OPT_66B_ENTRY = 32 * 2 * 9216 * 2
 """Bytes of one position in half of OPT-66B's layers."""
@@ -42,3 +42,26 @@ def test_values_that_mean_nothing(wrong: str) -> None:
         judge_swapping(**{**given, wrong: 0}, contexts=[1])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="contexts"):
         judge_swapping(**given, contexts=[])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("max_context", [1, 50, 184, 185, 186, 600, 5000])
+def test_filling_a_context_is_the_sum_over_it(max_context: int) -> None:
+    given = {"step_s": 0.035, "batch_size": 4, "entry_bytes": OPT_66B_ENTRY, "bandwidth": 25e9}
+    summed = judge_swapping(**given, contexts=range(1, max_context + 1))  # type: ignore[arg-type]
+    closed = judge_filling(max_context, **given)  # type: ignore[arg-type]
+    assert closed.swapped_s == pytest.approx(summed.swapped_s)
+    assert (closed.gain, closed.hidden_context, closed.last_context) == (
+        pytest.approx(summed.gain),
+        summed.hidden_context,
+        max_context,
+    )
+    assert closed.pays == (max_context <= closed.paying_context)
+
+
+def test_it_pays_up_to_the_context_that_is_named() -> None:
+    longest = int(judge(0, 1).paying_context)
+    assert 600 < longest < 800
+    assert judge(0, longest - 1).pays
+    assert not judge(0, longest + 2).pays
+    with pytest.raises(ConfigError, match="contexts"):
+        judge_filling(0, step_s=1.0, batch_size=1, entry_bytes=1, bandwidth=1.0)

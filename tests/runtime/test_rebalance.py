@@ -12,8 +12,8 @@ import pytest
 import dvrt
 from dvrt.actors.engine import Engine
 from dvrt.models.tiny import write_tiny
-from tests.attack.traffic import Outcome
-from tests.runtime.crowd import crowd, kill, living, virtual
+from tests.attack.traffic import Outcome, ask, wish
+from tests.runtime.crowd import BRISK, crowd, kill, living, virtual
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,42 @@ def test_twenty_changes_in_a_row_under_load(model: Path, right: list[Outcome], s
         return await task
 
     assert virtual(model, work, seed=seed, prompt_stages=1, token_stages=2) == right
+
+
+@pytest.mark.parametrize(
+    ("n_changes", "swap"), [(3, True), pytest.param(20, False, marks=pytest.mark.slow)], ids=str
+)
+def test_changes_of_real_processes_under_load(
+    model: Path, right: list[Outcome], n_changes: int, swap: bool
+) -> None:
+    """Each client asks again and again until the last change is done."""
+
+    async def main() -> None:
+        rng = random.Random(n_changes)
+        options = {**BRISK, "null_step_ms": 1.0, "swap": swap, "prompt_stages": 1}
+        async with dvrt.launch(model, device="null", token_stages=2, **options) as engine:
+            is_over = asyncio.Event()
+
+            async def client(number: int) -> int:
+                n_asked = 0
+                while not (is_over.is_set() and n_asked):
+                    wished = {**wish(number), "request_id": f"r{number}-{n_asked}"}
+                    assert await ask(engine, wished) == right[number]
+                    n_asked += 1
+                return n_asked
+
+            clients = asyncio.gather(*(client(number) for number in range(12)))
+            for _ in range(n_changes):
+                split = random_split(rng)
+                await engine.rebalance(**split)
+                found = [len(each.stages) for each in engine.status().pipelines]
+                assert found == list(split.values())
+                await asyncio.sleep(rng.random() * 0.1)
+            is_over.set()
+            assert sum(await clients) > 12
+            engine._controller.check_integrity()
+
+    asyncio.run(asyncio.wait_for(main(), 100))
 
 
 def test_workers_that_are_left_over_wait_as_spares(model: Path) -> None:

@@ -15,7 +15,7 @@ from dvrt.errors import ConfigError
 from dvrt.models.tiny import write_tiny
 from dvrt.virtual import run_virtual
 from tests.attack.traffic import Outcome
-from tests.runtime.crowd import crowd, virtual
+from tests.runtime.crowd import crowd, kill, living, virtual
 from tests.runtime.test_recovery import with_deaths
 
 SLOW_LINK = {"swap": True, "device_slots": 2, "swap_bandwidth": 200_000}
@@ -88,6 +88,7 @@ def test_tokens_are_those_without_swapping(
         "swap": True,
         "device_slots": device_slots,
         "swap_bandwidth": 200_000,
+        "swap_anyway": True,
     }
     answers, status = run_virtual(serve(model, **options), seed=stages)
     assert complete(answers) == expected
@@ -168,14 +169,81 @@ def test_a_budget_that_is_too_small_says_what_fits(model: Path) -> None:
         run_virtual(serve(model, stages=2, microbatches=6, kv_memory=1_200_000))
 
 
-def test_a_slow_link_is_warned_of(model: Path) -> None:
-    async def main() -> list[str]:
-        options: dict[str, Any] = {"device": "null", "in_process": True, "max_context": 96}
-        launch = dvrt.launch(model, stages=2, swap=True, swap_bandwidth=10_000, **options)
-        async with launch as engine:
-            assert all(worker.swap["gain"] < 1 for worker in engine.status().workers)
-            return [record.reason for record in engine.events() if record.state == "warned"]
+def test_a_budget_that_holds_everything_makes_swapping_a_waste(
+    model: Path, expected: Answers
+) -> None:
+    """It is refused; a launch whose prompt side alone fits is not."""
+    roomy = {"stages": 2, "microbatches": 3, "swap": True, "kv_memory": "1GB"}
+    with pytest.raises(ConfigError, match="brings nothing and costs time.*there fits batch_size"):
+        run_virtual(serve(model, **roomy))
+    run_virtual(serve(model, **roomy, swap_anyway=True))
+    split = {"prompt_stages": 2, "token_stages": 1, "microbatches": 4, "prompt_microbatches": 2}
+    answers, status = run_virtual(serve(model, **split, swap=True, kv_memory="4MiB"))
+    assert complete(answers) == expected
+    assert [bool(worker.swap) for worker in status.workers] == [False, False, True]
 
-    warnings = run_virtual(main())
-    assert len(warnings) == 2
-    assert all("swapping costs more than it brings" in each for each in warnings)
+
+async def launched(model: Path, bandwidth: int, **more: Any) -> tuple[dvrt.Status, list[str], str]:
+    """What a launch on such a link says: status, warnings, metrics."""
+    options: dict[str, Any] = {"device": "null", "in_process": True, "max_context": 96, **more}
+    launch = dvrt.launch(model, stages=2, swap=True, swap_bandwidth=bandwidth, **options)
+    async with launch as engine:
+        await engine.complete([1, 2, 3], max_tokens=9, ignore_eos=True)
+        warned = [record.reason for record in engine.events() if record.state == "warned"]
+        return engine.status(), warned, engine.metrics.render().decode()
+
+
+def test_a_slow_link_is_warned_of_and_a_hopeless_one_refused(model: Path) -> None:
+    """A step of 5 ms, 8 rows of 24 bytes a token: i* is 1 at 38.4 kB/s, and the gain 4 i*/96."""
+    status, warned, metrics = run_virtual(launched(model, 38_400 * 18))
+    assert all(0.5 < worker.swap["gain"] < 1 for worker in status.workers)
+    assert [worker.swap["paying_context"] for worker in status.workers] == [
+        pytest.approx(67, abs=1)
+    ] * 2
+    assert len(warned) == 2
+    assert all("swapping costs more than it brings" in each for each in warned)
+    assert 'dvrt_swap_gain{role="stage",stage="1",worker="worker-1"} 0.7' in metrics
+    slow = 38_400 * 10
+    with pytest.raises(dvrt.StageFailed, match="costs more than it brings.*37 tokens.*max_context"):
+        run_virtual(launched(model, slow))
+    status, warned, _ = run_virtual(launched(model, slow, swap_anyway=True))
+    assert len(warned) == 2
+    assert all(worker.swap["gain"] < 0.5 for worker in status.workers)
+    _, warned, _ = run_virtual(launched(model, 38_400 * 60))
+    assert warned == []
+
+
+def test_a_cluster_that_serves_is_not_ended_for_swapping_to_no_purpose(model: Path) -> None:
+    """Neither by a change of the split nor by a worker that takes a dead one's place."""
+
+    async def work(engine: Engine) -> list[str]:
+        await engine.rebalance(stages=1)
+        kill(engine, living(engine)[0])
+        await asyncio.sleep(5.0)
+        assert engine.status().state == "serving"
+        return [record.subject for record in engine.events() if record.state == "warned"]
+
+    slow = {"swap": True, "swap_bandwidth": 700_000, "null_step_ms": 1.5, "microbatches": 3}
+    warned = virtual(model, work, stages=3, **slow)
+    assert warned[3:] == ["pipeline 1 stage 0"] * 2
+
+
+def test_the_metrics_show_memory_copies_and_waits(model: Path) -> None:
+    async def work(engine: Engine) -> None:
+        await crowd(engine, range(12))
+        text, workers = engine.metrics.render().decode(), engine.status().workers
+        for worker in workers:
+            labels = f'role="stage",stage="{worker.stage}",worker="{worker.name}"'
+            shown = {
+                f"dvrt_swap_in_bytes_total{{{labels}}}": worker.swap["in_bytes"],
+                f"dvrt_swap_out_bytes_total{{{labels}}}": worker.swap["out_bytes"],
+                f"dvrt_swap_wait_seconds_total{{{labels}}}": worker.swap["waited_s"],
+                f"dvrt_swap_hidden_context_tokens{{{labels}}}": worker.swap["hidden_context"],
+                f'dvrt_kv_bytes{{memory="device",{labels}}}': worker.kv_bytes,
+                f'dvrt_kv_bytes{{memory="host",{labels}}}': worker.swap["host_kv_bytes"],
+            }
+            for name, value in shown.items():
+                assert f"{name} {float(value)}" in text
+                assert value > 0
+
+    virtual(model, work, stages=3, **SLOW_LINK)
