@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dvrt.errors import ConfigError
+from dvrt.planner.predict import prediction_error
 
 PACKAGES = (
     *("dvrt", "torch", "transformers", "tokenizers", "safetensors", "numpy", "uvloop", "msgpack"),
@@ -48,6 +49,15 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
         "min": min(repeats),
         "max": max(repeats),
         "repeats": repeats,
+    }
+
+
+def beside(predicted: float, measured: float) -> dict[str, float]:
+    """The planner's figure for what was measured, and by how much of that it is off."""
+    return {
+        "predicted": predicted,
+        "measured": measured,
+        "prediction_error": prediction_error(predicted, measured),
     }
 
 

@@ -103,7 +103,10 @@ class LoadReport:
     def measured(self) -> Measured:
         """The summary, and each request."""
         each = [_plain(outcome) for outcome in self.outcomes]
-        return Measured(results={**self.summary(), "each": each})
+        return Measured(
+            results={**self.summary(), "each": each},
+            notes=["nothing is predicted: the server and its machine are not known here"],
+        )
 
     def table(self) -> Table:
         """The summary for people; times in milliseconds."""

@@ -6,7 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import dvrt
 from dvrt.actors.cluster import Blueprint, plan_cluster
 from dvrt.bench.common import machine
 from dvrt.bench.profile_links import LinkFigures, measure_links
+from dvrt.bench.profile_runtime import RuntimeProbe, probe_runtime, with_runtime
 from dvrt.bench.profile_steps import (
     StepGrid,
     StepSamples,
@@ -103,12 +104,14 @@ def measure_profile(
     *,
     layers: int | None = None,
     on_progress: OnProgress = lambda what: None,
+    probe: RuntimeProbe | None = None,
     measure_launch: MeasureLaunch | None = None,
 ) -> MeasuredProfile:
     """Measure with the device, dtype, threads, exactness and chunks of the blueprint's options.
 
-    ``layers`` takes the last so many only, for a model that does not fit; its layers count as all
-    alike. Raises ConfigError for what does not fit, ModelError for the checkpoint.
+    ``probe`` says how the runtime's own costs are measured. ``layers`` takes the last so many only,
+    for a model that does not fit; its layers count as all alike, and the runtime's costs are left
+    out. Raises ConfigError for what does not fit, ModelError for the checkpoint.
     """
     model = blueprint.model
     taken = model.n_layers if layers is None else layers
@@ -133,7 +136,12 @@ def measure_profile(
         load_s=load_s,
         restore=links.restore,
     )
-    return _put_together(blueprint, steps, links, recovery, taken)
+    measured = _put_together(blueprint, steps, links, recovery, taken)
+    if taken < model.n_layers:
+        return measured
+    on_progress("the runtime")
+    samples = probe_runtime(blueprint, probe or RuntimeProbe(stages=min(2, model.n_layers)))
+    return replace(measured, profile=with_runtime(measured.profile, samples, blueprint.options))
 
 
 def _stage(blueprint: Blueprint, first: int, batch: int, context: int) -> StageSpec:
@@ -229,7 +237,8 @@ def _put_together(
             f"Measured on {device}: {blueprint.dtype}, {options.threads} thread(s), "
             f"{'exact' if options.exact else 'fast'}, prompts in chunks of {options.chunk_tokens}, "
             f"{layers} of {model.n_layers} layers; links between two processes of this machine; "
-            f"detection as configured, restart a launch without its load."
+            f"detection as configured, restart a launch without its load; the runtime's own costs "
+            "and those of a killed worker apart."
         ),
         model=_model_figures(model, blueprint.dtype),
         machine=_machine_figures(blueprint.device, device, links),

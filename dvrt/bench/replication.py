@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import dvrt
-from dvrt.bench.common import Measured, spread
+from dvrt.bench.common import Measured, beside, spread
+from dvrt.planner.predict import Deployment, fixed_times, predict
 
 NULL_STAGES, NULL_STEP_MS, NULL_ROWS = 4, 5.0, 8
 REAL_STAGES, REAL_ROWS = 2, 8
@@ -55,7 +56,10 @@ def measure(*, quick: bool) -> Measured:
             real_found = asyncio.run(_real(Path(scratch), real))
     lags: Counter[int] = null_found.pop("lags") + real_found.pop("lags")
     return Measured(
-        results={"null": null_found, "real": {"cores": cores, **real_found}},
+        results={
+            "null": null_found | _beside(null_found, NULL_STAGES, null),
+            "real": {"cores": cores, **real_found} | _beside(real_found, REAL_STAGES, real),
+        },
         ratios={
             "slowdown_null": null_found["slowdown"]["median"],
             "slowdown_real": real_found["slowdown"]["median"],
@@ -63,12 +67,34 @@ def measure(*, quick: bool) -> Measured:
         },
         notes=[
             "slowdown: time of a window with copies over its neighbour's without; the median",
+            "predicted: the planner's steady state with copies over that without, at the step time "
+            "measured without and a link that keeps up",
             f"null: {NULL_STAGES} stages of {NULL_STEP_MS:g} ms a step, a process each",
             f"real: {REAL_STAGES} stages, a step has {REAL_ROWS // REAL_STAGES} rows",
             f"lag: tokens of one sequence that copies lack, every {SAMPLE_S * 1000:g} ms, of all "
             "stages",
         ],
     )
+
+
+def _beside(found: Mapping[str, Any], stages: int, load: Load) -> dict[str, Any]:
+    """The planner's slowdown beside the measured one."""
+    step_s = found["without_round_ms"]["median"] / 1000 / stages
+    laps = [
+        predict(
+            fixed_times(step_s),
+            Deployment(
+                stages=stages,
+                microbatches=stages,
+                batch_size=load.rows // stages,
+                replicas=copies,
+            ),
+            prompt=load.prompt,
+            output=load.output,
+        ).lap_s
+        for copies in SIDES
+    ]
+    return {"against_plan": beside(laps[1] / laps[0], found["slowdown"]["median"])}
 
 
 @contextmanager

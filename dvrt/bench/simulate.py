@@ -61,6 +61,7 @@ def measure(*, quick: bool) -> Measured:
             "fleet_requests_per_second": fleet["requests"] / fleet["wall_s"],
         },
         notes=(
+            "nothing is predicted: this is the simulator's speed; bench fidelity has its errors",
             f"{MODEL} with the derived profile of four A100-80 a machine",
             f"fleet: {fleet['requests']:,} requests over {fleet['machines']:,} machines of two",
         ),

@@ -22,6 +22,7 @@ def measure(*, quick: bool) -> Measured:
     return Measured(
         results={"one_worker_s": one, "four_workers_s": four},
         ratios={"four_vs_one": four["median"] / one["median"]},
+        notes=["nothing is predicted: a launch is what a profile measures, as restart and load"],
     )
 
 

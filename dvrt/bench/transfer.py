@@ -44,7 +44,10 @@ def measure(*, quick: bool) -> Measured:
     """Gigabytes a second of every side for every case, and the ratios that are promised."""
     cases = [case for case in CASES if not quick or case.name in QUICK_CASES]
     repeats = 3 if quick else 9
-    notes = ["GB/s; 64 bytes one way in microseconds; loop: uvloop where it is installed"]
+    notes = [
+        "GB/s; 64 bytes one way in microseconds; loop: uvloop where it is installed",
+        "nothing is predicted: such rates are what a profile measures and predictions are made of",
+    ]
     with _sides(notes) as (sides, small):
         taken = {
             case.name: _measure(case, sides, repeats, (64 if quick else 256) * MIB)

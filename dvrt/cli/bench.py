@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "disagg": "Prompts apart from tokens over one pipeline for both, by the rates they keep.",
+    "fidelity": "The simulator beside the runtime, on the same requests.",
     "gpu": "Copies between a GPU and its host, as shares of what the links allow.",
     "modes": "The four ways to stream a KV cache, in the paper's layout.",
     "overhead": "What streaming every new KV entry away costs a model that generates.",

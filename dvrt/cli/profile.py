@@ -251,5 +251,10 @@ def _machine(measured: MeasuredProfile) -> Table:
     recovery = made.recovery
     table.add_row("detection, as configured", f"{recovery.detect_s:.3g} s")
     table.add_row("restart of a worker", f"{recovery.restart_s:.3g} s")
+    if (runtime := made.runtime) is not None:
+        table.add_row("the runtime: a step", f"{runtime.step_s * 1e6:.3g} us")
+        table.add_row("the runtime: a hop", f"{runtime.hop_s * 1e6:.3g} us")
+        table.add_row("a killed worker is missed after", f"{runtime.detect_s * 1e3:.3g} ms")
+        table.add_row("and replaced, but for its load, after", f"{runtime.restart_s * 1e3:.3g} ms")
     table.add_row("load of the model", f"{recovery.load_s or 0:.3g} s")
     return table

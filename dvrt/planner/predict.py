@@ -262,6 +262,14 @@ def _last_laps(shape: Deployment, lengths: Lengths) -> list[int]:
     return ends
 
 
+def streamed_step_s(compute_s: float, transfer_s: float, *, overlaps: bool) -> float:
+    """A step whose new entries are streamed away: behind the next step's compute, or before it.
+
+    What streaming takes of the processor is not in it.
+    """
+    return max(compute_s, transfer_s) if overlaps else compute_s + transfer_s
+
+
 def prediction_error(predicted: float, measured: float) -> float:
     """By how much of the measured figure the prediction is off; positive when it is too high."""
     return predicted / measured - 1

@@ -10,21 +10,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dvrt.errors import ConfigError
 from dvrt.planner.model_info import read_json
+from dvrt.planner.parts import RuntimeFigures, check_numbers, read_part
 from dvrt.planner.step_fit import StepFit, scale_samples, step_fit_from_json
 
 SCHEMA = "dvrt-profile-1"
 MAX_LAYERS = 10_000
-LARGEST = 1e24
 ORIGINS = ("measured", "derived", "imported")
 OPTIONAL_FITS = ("head", "prompt_stage", "token_stage")
 FITS = ("prompt", "token", *OPTIONAL_FITS)
 SHIPPED = Path(__file__).parent / "profiles"
-
-Figures = TypeVar("Figures", "ModelFigures", "MachineFigures", "RecoveryFigures")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ class ModelFigures:
     tied_head: bool
 
     def __post_init__(self) -> None:
-        _check_numbers("model", self, may_be_zero=("embedding_bytes", "head_bytes"))
+        check_numbers("model", self, may_be_zero=("embedding_bytes", "head_bytes"))
         if self.layers > MAX_LAYERS:
             raise ConfigError(f"model.layers is {self.layers}; at most {MAX_LAYERS}")
         expected = 2 * self.kv_heads * self.head_dim * self.dtype_bytes
@@ -91,7 +89,7 @@ class MachineFigures:
     hop_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_numbers("machine", self, may_be_zero=("price_per_hour", "hop_s"))
+        check_numbers("machine", self, may_be_zero=("price_per_hour", "hop_s"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +106,7 @@ class RecoveryFigures:
     restore: float | None = None
 
     def __post_init__(self) -> None:
-        _check_numbers("recovery", self, may_be_zero=("detect_s", "restart_s"))
+        check_numbers("recovery", self, may_be_zero=("detect_s", "restart_s"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +116,8 @@ class Profile:
     ``prompt`` and ``token`` are times of one layer; ``prompt_stage`` and ``token_stage`` what every
     stage adds to them whatever its layers; ``head`` what the last stage adds to each step. These
     three are None where the layers' times already have them in them. Prompts were computed
-    ``chunk_tokens`` at a time, 0 for whole. ``note`` says in words where the numbers come from.
+    ``chunk_tokens`` at a time, 0 for whole. ``runtime`` is what dvrt itself costs, None where it
+    was not measured. ``note`` says in words where the numbers come from.
     """
 
     name: str
@@ -133,6 +132,7 @@ class Profile:
     prompt_stage: StepFit | None = None
     token_stage: StepFit | None = None
     chunk_tokens: int = 0
+    runtime: RuntimeFigures | None = None
 
     def __post_init__(self) -> None:
         if type(self.chunk_tokens) is not int or self.chunk_tokens < 0:
@@ -193,6 +193,7 @@ class Profile:
             "recovery": asdict(self.recovery),
             "chunk_tokens": self.chunk_tokens,
             **{name: fit.to_json() if fit else None for name, fit in self._fits()},
+            **({"runtime": asdict(self.runtime)} if self.runtime else {}),
         }
 
     def _fits(self) -> Iterator[tuple[str, StepFit | None]]:
@@ -290,54 +291,30 @@ def profile_from_json(document: Any) -> Profile:
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ConfigError(f"not a profile: its schema must be {SCHEMA!r}")
     expected = {field.name for field in fields(Profile)} | {"schema"}
-    if set(document) != expected:
+    if set(document) | {"runtime"} != expected:
         missing, unknown = sorted(expected - set(document)), sorted(set(document) - expected)
         raise ConfigError(f"missing fields {missing}, unknown fields {unknown}")
     return Profile(
         name=str(document["name"]),
         origin=document["origin"],
         note=str(document["note"]),
-        model=_part(ModelFigures, document["model"], "model"),
-        machine=_part(MachineFigures, document["machine"], "machine"),
+        model=read_part(ModelFigures, document["model"], "model"),
+        machine=read_part(MachineFigures, document["machine"], "machine"),
         prompt=step_fit_from_json(document["prompt"], "prompt"),
         token=step_fit_from_json(document["token"], "token"),
-        recovery=_part(RecoveryFigures, document["recovery"], "recovery"),
+        recovery=read_part(RecoveryFigures, document["recovery"], "recovery"),
         chunk_tokens=document["chunk_tokens"],
+        runtime=(
+            read_part(RuntimeFigures, document["runtime"], "runtime")
+            if document.get("runtime") is not None
+            else None
+        ),
         **{name: _fit_or_none(document[name], name) for name in OPTIONAL_FITS},
     )
 
 
 def _fit_or_none(entry: Any, where: str) -> StepFit | None:
     return None if entry is None else step_fit_from_json(entry, where)
-
-
-def _part(kind: type[Figures], entry: Any, where: str) -> Figures:
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where} must be an object")
-    names = {field.name for field in fields(kind)}
-    unknown = sorted(set(entry) - names)
-    missing = sorted(names - set(entry))
-    if unknown or missing:
-        raise ConfigError(f"{where}: missing fields {missing}, unknown fields {unknown}")
-    return kind(**entry)
-
-
-def _check_numbers(where: str, figures: Any, may_be_zero: tuple[str, ...]) -> None:
-    for field in fields(figures):
-        value = getattr(figures, field.name)
-        if field.name == "name":
-            if not isinstance(value, str) or not value:
-                raise ConfigError(f"{where}.name is {value!r}; it must be a name")
-            continue
-        if value is None and "None" in str(field.type):
-            continue
-        if field.type == "bool" and isinstance(value, bool):
-            continue
-        kinds = (int,) if field.type == "int" else (int, float)
-        if type(value) not in kinds or not -LARGEST < value < LARGEST:
-            raise ConfigError(f"{where}.{field.name} is {value!r}; it must be a number")
-        if value < 1 / LARGEST and not (value == 0 and field.name in may_be_zero):
-            raise ConfigError(f"{where}.{field.name} is {value!r}; it must be above 0")
 
 
 def _join_numbers(text: str) -> str:

@@ -134,8 +134,8 @@ class Cluster:
             self._tally.count("stage_steps", line.n_sent * len(line.busy_s))
             for stage, seconds in enumerate(line.busy()):
                 self._tally.busy(f"{role} {stage}", seconds)
-                if line.frames:
-                    self._tally.count("swap_wait_s", line.frames[stage].wait_s)
+                if line.pagings:
+                    self._tally.count("swap_wait_s", line.pagings[stage].wait_s)
         statistics = self.scheduler.statistics()
         self._tally.count("decisions", self.n_decisions)
         self._tally.count("recomputed_tokens", statistics.recomputed_tokens)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dvrt.errors import ConfigError
 from dvrt.models.null_timing import NullTiming
 from dvrt.models.split import split_evenly
 from dvrt.planner.memory import MemoryNeed
+from dvrt.planner.parts import RuntimeFigures
 from dvrt.planner.profile import Profile
 from dvrt.simulator.deployment import (
     Deployment,
@@ -58,21 +59,24 @@ def deploy_profile(
 ) -> Deployment:
     """Stages of whole layers with the profile's times; its links, its recovery, its price.
 
-    Detection and restart times of ``failures`` None are the profile's. ConfigError for more stages
-    than layers.
+    What the runtime costs is in it if the profile has it. Detection and restart times of
+    ``failures`` None are the profile's for a machine that is lost. ConfigError for more stages than
+    layers.
     """
-    machine, recovery = profile.machine, profile.recovery
+    machine, recovery, runtime = profile.machine, profile.recovery, profile.runtime
     if price_per_hour is None:
         price_per_hour = machine.price_per_hour
     return _deployment(
         setup,
-        lambda n_stages: profile_stages(profile, n_stages),
+        lambda n_stages, batch: profile_stages(
+            profile, n_stages, batch=batch, chunk_tokens=setup.chunk_tokens
+        ),
         links=LinkFigures(
             network=machine.network,
             host_to_device=machine.host_to_device,
             device_to_host=machine.device_to_host,
             restore=profile.restore,
-            latency_s=machine.hop_s,
+            latency_s=runtime.hop_s if runtime else machine.hop_s,
         ),
         failures=failures
         or FailureFigures(detect_s=recovery.detect_s, restart_s=recovery.restart_s),
@@ -84,42 +88,76 @@ def deploy_times(
     setup: Setup,
     timing: NullTiming,
     *,
+    runtime: RuntimeFigures | None = None,
     links: LinkFigures | None = None,
     failures: FailureFigures | None = None,
     price_per_hour: float | None = None,
 ) -> Deployment:
     """Stages that all have the same fixed times, whatever pipeline they are in.
 
-    Logs are cut as if the model had as many layers as all stages together, of equal size.
+    Logs are cut as if the model had as many layers as all stages together, of equal size. What the
+    ``runtime`` costs comes on top; it costs nothing where it is None, nor with ``links`` given.
     """
     n_layers = setup.stages * max(1, setup.prompt_stages)
 
-    def stages(n_stages: int) -> tuple[StageFigures, ...]:
+    def stages(n_stages: int, batch: int) -> tuple[StageFigures, ...]:
         return tuple(
-            StageFigures(first=first, last=last, timing=timing)
+            StageFigures(
+                first=first,
+                last=last,
+                timing=timing,
+                load_s=timing.load_s,
+                step_s=runtime.step_s if runtime else 0.0,
+            )
             for first, last in split_evenly(n_layers, n_stages)
         )
 
     return _deployment(
         setup,
         stages,
-        links=links or LinkFigures(),
+        links=links or LinkFigures(latency_s=runtime.hop_s if runtime else 0.0),
         failures=failures or FailureFigures(),
         price_per_hour=price_per_hour,
     )
 
 
-def profile_stages(profile: Profile, n_stages: int) -> tuple[StageFigures, ...]:
-    """The model cut as the runtime cuts it; the last stage has the head."""
-    intervals = split_evenly(profile.model.layers, n_stages)
-    return tuple(
-        StageFigures(
-            first=first,
-            last=last,
-            timing=stage_timing(profile, last - first, has_head=last == profile.model.layers),
-            load_s=profile.load_s(last - first),
+def profile_stages(
+    profile: Profile, n_stages: int, *, batch: int, chunk_tokens: int, exact: bool | None = None
+) -> tuple[StageFigures, ...]:
+    """The model cut as the runtime cuts it; the last stage has the head.
+
+    ``exact`` None is as the runtime was measured.
+
+    First tokens have a draw of their own where the runtime was measured; else a step has the head
+    once at most.
+    """
+    runtime, layers = profile.runtime, profile.model.layers
+    stages = []
+    for first, last in split_evenly(layers, n_stages):
+        timing = stage_timing(profile, last - first, has_head=last == layers)
+        if runtime is not None and runtime.is_exact if exact is None else exact:
+            timing = padded(timing, batch, chunk_tokens)
+        stages.append(
+            StageFigures(
+                first=first,
+                last=last,
+                timing=timing,
+                load_s=profile.load_s(last - first),
+                step_s=runtime.step_s if runtime else 0.0,
+                draw_s=profile.head_s(1) if runtime and last == layers else 0.0,
+            )
         )
-        for first, last in intervals
+    return tuple(stages)
+
+
+def padded(timing: NullTiming, batch: int, chunk_tokens: int) -> NullTiming:
+    """Where all rows of a microbatch and all places of a chunk are computed, used or not."""
+    return replace(
+        timing,
+        decode_s=timing.decode_s + batch * timing.decode_row_s,
+        decode_row_s=0.0,
+        chunk_s=timing.chunk_s + chunk_tokens * timing.prompt_token_s,
+        prompt_token_s=0.0,
     )
 
 
@@ -149,7 +187,7 @@ def stage_timing(profile: Profile, layers: int, *, has_head: bool) -> NullTiming
 
 def _deployment(
     setup: Setup,
-    stages: Callable[[int], tuple[StageFigures, ...]],
+    stages: Callable[[int, int], tuple[StageFigures, ...]],
     *,
     links: LinkFigures,
     failures: FailureFigures,
@@ -157,16 +195,17 @@ def _deployment(
 ) -> Deployment:
     prompts = None
     if setup.prompt_stages:
+        prompt_batch = setup.prompt_batch or setup.batch
         prompts = LineFigures(
-            stages=stages(setup.prompt_stages),
+            stages=stages(setup.prompt_stages, prompt_batch),
             n_microbatches=setup.prompt_microbatches or setup.prompt_stages + 1,
-            batch_size=setup.prompt_batch or setup.batch,
+            batch_size=prompt_batch,
             chunk_tokens=setup.chunk_tokens,
             chunks_per_step=setup.chunks_per_step,
         )
     return Deployment(
         tokens=LineFigures(
-            stages=stages(setup.stages),
+            stages=stages(setup.stages, setup.batch),
             n_microbatches=setup.microbatches or setup.stages + 1,
             batch_size=setup.batch,
             chunk_tokens=setup.chunk_tokens,

@@ -18,12 +18,18 @@ PROMPTS, TOKENS = 0, 1
 
 @message("simulator.stage")
 class StageFigures:
-    """One stage: its layers [first, last), its step times, and the load of its weights."""
+    """One stage: its layers [first, last), its step times, and the load of its weights.
+
+    ``step_s`` is what every step costs it beside what is computed; ``draw_s`` what a prompt's first
+    token costs, drawn from logits of its own.
+    """
 
     first: int
     last: int
     timing: NullTiming
     load_s: float = 0.0
+    step_s: float = 0.0
+    draw_s: float = 0.0
 
     @property
     def layers(self) -> int:
@@ -172,7 +178,8 @@ class Deployment:
     def needs_times(self, line: int) -> bool:
         """Whether it matters when each stage of a pipeline computes what."""
         fails = bool(self.failures.given) or self.failures.mtbf_s is not None
-        return line == PROMPTS or fails or self.replicas > 0
+        takes_logs = self.prompts is not None and self.links.latency_s > 0
+        return line == PROMPTS or fails or self.replicas > 0 or takes_logs
 
     def plans(self) -> list[PipelinePlan]:
         """As the scheduler takes them."""

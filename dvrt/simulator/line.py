@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from dvrt.control.steps import Chunk, Step
 from dvrt.simulator.deployment import LineFigures, LinkFigures
-from dvrt.simulator.frames import Frames
+from dvrt.simulator.paging import PagedStep, Paging, frames_of
 
 
 class Flight:
@@ -30,7 +30,9 @@ class Flight:
         "has_room",
         "is_void",
         "n_decodes",
+        "n_draws",
         "quiet",
+        "sent_s",
         "skipped",
         "starts",
         "step",
@@ -43,11 +45,12 @@ class Flight:
         self.entries = sum(item.position for item in step.decodes) + self.n_decodes
         self.chunk_tokens = sum(len(chunk.tokens) for chunk in step.chunks)
         self.chunk_entries = sum(map(_entries_read, step.chunks))
+        self.n_draws = sum(bool(chunk.draws) for chunk in step.chunks)
         self.quiet = self.skipped = 0
         self.has_room = True
         self.starts: list[float] = []
         self.ends: list[float] = []
-        self.done_s = 0.0
+        self.sent_s = self.done_s = 0.0
         self.stuck_at: int | None = None
         self.is_void = False
 
@@ -62,8 +65,9 @@ class Flight:
 
     @property
     def held_entries(self) -> int:
-        """What is in the logs of its rows before it."""
-        return self.entries - self.n_decodes + sum(chunk.start for chunk in self.step.chunks)
+        """What is in the logs of its rows before it; a log's first chunk says how much that is."""
+        begins = {chunk.slot: chunk.start for chunk in reversed(self.step.chunks)}
+        return self.entries - self.n_decodes + sum(begins.values())
 
     @property
     def new_entries(self) -> int:
@@ -101,12 +105,13 @@ class Line:
         self.timings = [stage.timing for stage in figures.stages]
         self._costs = [
             (
-                *(each.decode_s, each.decode_row_s, each.decode_entry_s),
-                *(each.chunk_s, each.prompt_token_s, each.prompt_entry_s),
+                *(stage.step_s, stage.step_s + each.decode_s),
+                *(each.decode_row_s, each.decode_entry_s),
+                *(each.chunk_s, each.prompt_token_s, each.prompt_entry_s, stage.draw_s),
             )
-            for each in self.timings
+            for stage, each in zip(figures.stages, self.timings, strict=True)
         ]
-        self._decode_costs = [costs[:3] for costs in self._costs]
+        self._decode_costs = [costs[1:4] for costs in self._costs]
         self._n_plain = self._n_decodes = self._n_entries = 0
         self._hop_s = links.latency_s
         n_stages = len(figures.stages)
@@ -115,10 +120,11 @@ class Line:
         self.broken: set[int] = set()
         self.flights: deque[Flight] = deque()
         self.stuck: list[Flight] = []
-        swaps = device_slots is not None and device_slots < figures.n_microbatches
-        frames = device_slots if device_slots is not None and swaps else 0
-        self.frames = [Frames(frames, links) for _ in range(n_stages)] if swaps else []
-        self._is_plain = not (keeps_times or swaps)
+        n_frames = frames_of(device_slots, figures.n_microbatches)
+        self.pagings = [
+            Paging(n_frames, figures.n_microbatches, links) for _ in range(n_stages) if n_frames
+        ]
+        self._is_plain = not (keeps_times or n_frames)
         self.n_sent = 0
 
     def send(self, flight: Flight, now: float) -> None:
@@ -132,22 +138,22 @@ class Line:
             return
         hop_s, free_s, busy_s = self._hop_s, self.free_s, self.busy_s
         n_decodes, entries, n_chunks = flight.n_decodes, flight.entries, len(flight.step.chunks)
+        flight.sent_s = now
         starts: list[float] = []
         ends: list[float] = []
         begin_s = now + hop_s
-        for stage, (fixed, row, entry, chunk, token, read) in enumerate(self._costs):
-            cost_s = fixed + n_decodes * row + entries * entry if n_decodes else 0.0
+        for stage, (step_s, fixed, row, entry, *costs) in enumerate(self._costs):
+            cost_s = fixed + n_decodes * row + entries * entry if n_decodes else step_s
             if n_chunks:
-                cost_s += n_chunks * chunk
+                chunk, token, read, draw_s = costs
+                cost_s += n_chunks * chunk + flight.n_draws * draw_s
                 cost_s += flight.chunk_tokens * token + flight.chunk_entries * read
             start_s = free_s[stage]
-            if begin_s > start_s:
+            if self.pagings:
+                start_s = self._paged(stage, flight, begin_s, cost_s)
+            elif begin_s > start_s:
                 start_s = begin_s
-            if self.frames:
-                start_s = self._swap_in(stage, flight, start_s)
             end_s = free_s[stage] = start_s + cost_s
-            if self.frames:
-                self._swap_out(stage, flight, end_s)
             busy_s[stage] += cost_s
             starts.append(start_s)
             ends.append(end_s)
@@ -173,6 +179,15 @@ class Line:
         flight.done_s = begin_s
         self.flights.append(flight)
 
+    def idle_s(self, stage: int, now: float) -> float:
+        """When a stage has computed what it has been sent by now."""
+        for flight in reversed(self.flights):
+            if flight.ends:
+                left_s = flight.ends[stage - 1] if stage else flight.sent_s
+                if left_s + self._hop_s <= now:
+                    return max(now, flight.ends[stage])
+        return now
+
     def busy(self) -> list[float]:
         """Seconds that each stage has computed."""
         return [
@@ -183,7 +198,7 @@ class Line:
     def chunk_windows(self, flight: Flight, stage: int) -> Iterator[tuple[Chunk, float, float]]:
         """When the stage computes each chunk of the step: behind the decodes, in order."""
         timing, step = self.timings[stage], flight.step
-        begin_s = flight.starts[stage]
+        begin_s = flight.starts[stage] + self.figures.stages[stage].step_s
         if flight.n_decodes:
             begin_s += timing.decode_s + flight.n_decodes * timing.decode_row_s
             begin_s += flight.entries * timing.decode_entry_s
@@ -209,8 +224,8 @@ class Line:
         dropped = [*self.flights, *self.stuck]
         for stage in range(len(self.free_s)):
             self.free_s[stage] = max([now, *self._give_up(stage, dropped, now)])
-        for frames in self.frames:
-            frames.clear(now)
+        for paging, free_s in zip(self.pagings, self.free_s, strict=False):
+            paging.clear(free_s)
         for flight in dropped:
             flight.is_void = True
         self.flights.clear()
@@ -237,10 +252,12 @@ class Line:
             elif end_s > now:
                 yield end_s
 
-    def _swap_in(self, stage: int, flight: Flight, start_s: float) -> float:
-        held_bytes = flight.held_entries * self.timings[stage].entry_bytes
-        return self.frames[stage].ready(flight.step.microbatch, held_bytes, start_s)
-
-    def _swap_out(self, stage: int, flight: Flight, end_s: float) -> None:
-        new_bytes = flight.new_entries * self.timings[stage].entry_bytes
-        self.frames[stage].computed(flight.step.microbatch, new_bytes, end_s)
+    def _paged(self, stage: int, flight: Flight, begin_s: float, cost_s: float) -> float:
+        entry_bytes = self.timings[stage].entry_bytes
+        step = PagedStep(
+            microbatch=flight.step.microbatch,
+            held_bytes=flight.held_entries * entry_bytes,
+            new_bytes=flight.new_entries * entry_bytes,
+            cost_s=cost_s,
+        )
+        return self.pagings[stage].start(step, begin_s, self.free_s[stage])

@@ -176,11 +176,21 @@ class Network:
         length: int,
         came: Callable[[], bool],
     ) -> None:
+        """A log is at its stage, which takes it in behind its steps and says so.
+
+        That is left out where messages take no time.
+        """
+        agenda, latency_s = self._cluster.agenda, self._links.latency_s
+
         def arrive() -> None:
             if came():
                 self._cluster.arrived(TOKENS, stage, slot, seq, epoch, length)
 
-        self._cluster.agenda.put(end_s, arrive)
+        def take() -> None:
+            line = self._cluster.lines[TOKENS]
+            agenda.put(line.idle_s(stage, end_s) + latency_s, arrive)
+
+        agenda.put(end_s, take if latency_s else arrive)
 
 
 def _is_stuck(flight: Flight, stage: int, end_s: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dvrt.errors import ConfigError
 from dvrt.planner.catalog import GPUS, SHAPES, catalog_profiles, write_catalog
 from dvrt.planner.imports import model_info_of, profile_from_model_info
 from dvrt.planner.model_info import ModelInfo, read_model_info, write_model_info
+from dvrt.planner.parts import RuntimeFigures
 from dvrt.planner.profile import (
     open_profile,
     profile_from_json,
@@ -81,6 +83,15 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     assert open_profile(str(path)) == profile
 
 
+def test_what_the_runtime_costs_is_in_the_file_if_it_was_measured(tmp_path: Path) -> None:
+    bare = open_profile("llama-3-8b-h100")
+    assert "runtime" not in bare.to_json()
+    runtime = RuntimeFigures(step_s=1e-4, hop_s=0.0, detect_s=0.01, restart_s=0.5, is_exact=True)
+    path = tmp_path / "profile.json"
+    write_profile(path, replace(bare, runtime=runtime))
+    assert read_profile(path).runtime == runtime
+
+
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
@@ -100,6 +111,7 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
         (("machine", "hop_s"), -1e-5, "machine.hop_s"),
         (("recovery", "load_s"), 0, "recovery.load_s"),
         (("recovery", "restore"), -2.0, "recovery.restore"),
+        (("runtime",), {"step_s": 1.0}, "runtime: missing fields .*hop_s"),
         (("prompt_stage",), {"samples": []}, "prompt_stage"),
         (("chunk_tokens",), -1, "chunk_tokens"),
         (("chunk_tokens",), 1.5, "chunk_tokens"),

@@ -15,6 +15,7 @@ import typer
 
 from dvrt.bench import profiler
 from dvrt.bench.profile_links import LinkFigures, disk_rate
+from dvrt.bench.profile_runtime import Laps, Replaced, RuntimeProbe, RuntimeSamples, runtime_figures
 from dvrt.bench.profile_steps import layer_share, relative_errors
 from dvrt.cli.plan import plan
 from dvrt.cli.profile import profile
@@ -35,6 +36,11 @@ LINKS = LinkFigures(
     restore=4e9,
     disk=1e9,
     hop_s=5e-5,
+)
+SERVED = RuntimeSamples(
+    probe=RuntimeProbe(stages=2, batch=4),
+    laps=[Laps(alone_s=5.0, full_s=9.0)],
+    replaced=[Replaced(detect_s=0.02, ready_s=3.0)],
 )
 QUICK = ("--rounds", "3", "--batch-sizes", "1,4", "--prompt-lengths", "16,40")
 GPU = """
@@ -62,11 +68,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., str]:
-    """The command, with bandwidths and a launch that cost no time; in a folder of its own."""
+    """The command, with bandwidths and launches that cost no time; in a folder of its own."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profiler, "measure_links", lambda device, directory: LINKS)
     monkeypatch.setattr(profiler, "time_launch", lambda blueprint: 7.0)
+    monkeypatch.setattr(profiler, "probe_runtime", lambda blueprint, probe: SERVED)
     app = typer.Typer()
     app.command()(profile)
     app.command("plan")(plan)
@@ -99,6 +106,11 @@ def test_the_measured_profile_of_a_tiny_model(run: Any, model: Path, tmp_path: P
     assert made.recovery.load_s is not None
     assert made.recovery.restart_s == pytest.approx(7.0 - made.recovery.load_s)
     assert made.load_s(1) == pytest.approx(made.recovery.load_s / 3)
+    assert made.runtime is not None
+    assert made.runtime.is_exact
+    assert made.runtime.step_s == pytest.approx(3.0, rel=0.1)
+    assert made.runtime.detect_s == 0.02
+    assert made.runtime.restart_s == pytest.approx(3.0 - made.load_s(2))
     for word in (
         "milliseconds of a step",
         "median error",
@@ -128,6 +140,7 @@ def test_a_profile_of_some_layers_is_one_of_all(run: Any, model: Path, tmp_path:
     assert made.model.layers == 3
     assert made.prompt_stage is None
     assert made.token_stage is None
+    assert made.runtime is None
     assert "1 of 3 layers" in made.note
     assert "1 layers" in unwrapped(out)
     run("profile", model, "--device", "cpu", "--layers", "2", "--no-exact", *QUICK)
@@ -275,6 +288,19 @@ def test_what_a_stage_adds_is_in_its_times() -> None:
             assert slower == pytest.approx(getattr(base, name)(layers, 8, 100) + 0.01)
 
 
+def test_what_laps_tell_of_the_runtime() -> None:
+    """Three microbatches on stages of 2 s: 3 s a step; alone two steps, and three hops of 0.5 s."""
+    laps = [Laps(alone_s=7.5, full_s=9.0)] * 2 + [Laps(alone_s=70.0, full_s=90.0)]
+    replaced = [Replaced(detect_s=0.1, ready_s=4.0)]
+    samples = RuntimeSamples(probe=RuntimeProbe(stages=2), laps=laps, replaced=replaced)
+    found = runtime_figures(samples, lambda rows, context: [1.0, 2.0], load_s=1.5, is_exact=False)
+    assert found.step_s == pytest.approx(1.0)
+    assert found.hop_s == pytest.approx((7.5 - 3.0 - 2.0) / 3)
+    assert (found.detect_s, found.restart_s) == (0.1, 2.5)
+    slow = runtime_figures(samples, lambda rows, context: [9.0, 9.0], load_s=5.0, is_exact=False)
+    assert (slow.step_s, slow.hop_s, slow.restart_s) == (0.0, 0.0, 0.0)
+
+
 @pytest.mark.slow
 def test_the_demo_model_within_a_minute(tmp_path: Path) -> None:
     """The real command: a launch, bandwidths between two processes, steps."""
@@ -288,3 +314,5 @@ def test_the_demo_model_within_a_minute(tmp_path: Path) -> None:
     assert made.recovery.restart_s > 0
     assert made.machine.network > 1e8
     assert 0 < made.machine.hop_s < 0.05
+    assert made.runtime is not None
+    assert 0 < made.runtime.detect_s < made.runtime.detect_s + made.runtime.restart_s < 30

@@ -183,7 +183,7 @@ def test_a_burst_never_is_in_the_scheduler_as_a_whole() -> None:
 
 def test_stages_of_a_profile_add_up() -> None:
     profile = open_profile("bloom-176b-a100-80")
-    stages = profile_stages(profile, 4)
+    stages = profile_stages(profile, 4, batch=8, chunk_tokens=64)
     assert (stages[0].first, stages[-1].last) == (0, 70)
     rows, context = 8, 1500
     decode_s = sum(stage.timing.decode_step_s([context - 1] * rows) for stage in stages)

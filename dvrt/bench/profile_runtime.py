@@ -1,0 +1,224 @@
+"""What the runtime costs beside the model: steps, hops, and the replacement of a lost worker.
+
+Measured on a pipeline of real processes as it serves: one request alone, in whose laps all hops
+show, full microbatches, where only what a busy stage does shows, and workers that are killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import dvrt
+from dvrt.actors.cluster import Blueprint
+from dvrt.config import LaunchOptions
+from dvrt.planner.parts import RuntimeFigures
+from dvrt.planner.profile import Profile
+from dvrt.simulator.deploy import profile_stages
+
+PROMPT = 8
+WHOLE_LIMIT_S = 60.0
+POLL_S = 0.02
+
+StageCosts = Callable[[int, float], list[float]]
+"""(rows, context) -> what a token step costs each stage, without the runtime."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeProbe:
+    """How much is measured; ``tokens`` of each request, ``rounds`` of laps and of kills."""
+
+    stages: int = 2
+    batch: int = 4
+    tokens: int = 64
+    rounds: int = 5
+    kills: int = 3
+
+    @property
+    def microbatches(self) -> int:
+        return self.stages + 1
+
+    @property
+    def context(self) -> float:
+        """The mean one of a request's token steps."""
+        return PROMPT + self.tokens / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laps:
+    """Seconds between two tokens of a row: of one request alone, and in full microbatches."""
+
+    alone_s: float
+    full_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """After a kill: until it was noticed, and from then until the stage could be used again."""
+
+    detect_s: float
+    ready_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSamples:
+    """All repeats. See ``runtime_figures`` for what follows from them."""
+
+    probe: RuntimeProbe
+    laps: list[Laps]
+    replaced: list[Replaced]
+
+
+def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeSamples:
+    """Launch ``model`` with these options of ``launch``, let it serve, and kill workers of it.
+
+    Raises as ``launch`` does, and TimeoutError where a stage is not replaced.
+    """
+    launched = dvrt.launch(
+        model,
+        stages=probe.stages,
+        microbatches=probe.microbatches,
+        batch_size=probe.batch,
+        max_context=PROMPT + probe.tokens,
+        max_deaths=10_000,
+        **options,
+    )
+
+    async def serve() -> RuntimeSamples:
+        async with launched as engine:
+            await _lap_s(engine, probe, 1)
+            laps = [await _laps(engine, probe) for _ in range(probe.rounds)]
+            replaced = [
+                await _replaced(engine, probe, number % probe.stages)
+                for number in range(probe.kills)
+            ]
+            return RuntimeSamples(probe=probe, laps=laps, replaced=replaced)
+
+    return asyncio.run(serve())
+
+
+def runtime_figures(
+    samples: RuntimeSamples, costs: StageCosts, *, load_s: float, is_exact: bool
+) -> RuntimeFigures:
+    """What is left of laps when the steps' own costs are taken off, and of recoveries the load.
+
+    A full pipeline's lap is one step of each microbatch on the slowest stage; a lap alone is a step
+    of each stage and one hop more. ``load_s`` is the load of one of the stages.
+    """
+    probe = samples.probe
+    full = costs(probe.batch, probe.context)
+    alone = costs(1, probe.context)
+    full_s = statistics.median(each.full_s for each in samples.laps)
+    alone_s = statistics.median(each.alone_s for each in samples.laps)
+    step_s = max(0.0, full_s / probe.microbatches - max(full))
+    hops_s = alone_s - sum(alone) - probe.stages * step_s
+    ready_s = statistics.median(each.ready_s for each in samples.replaced)
+    return RuntimeFigures(
+        step_s=step_s,
+        hop_s=max(0.0, hops_s / (probe.stages + 1)),
+        detect_s=statistics.median(each.detect_s for each in samples.replaced),
+        restart_s=max(0.0, ready_s - load_s),
+        is_exact=is_exact,
+    )
+
+
+def probe_runtime(blueprint: Blueprint, probe: RuntimeProbe) -> RuntimeSamples:
+    """Have the model served as the blueprint's options say."""
+    given = blueprint.options
+    return measure_runtime(
+        given.model,
+        probe,
+        device=given.device,
+        dtype=given.dtype,
+        threads=given.threads,
+        exact=given.exact,
+        chunk_tokens=given.chunk_tokens,
+    )
+
+
+def with_runtime(profile: Profile, samples: RuntimeSamples, options: LaunchOptions) -> Profile:
+    """The profile and what is left of the runtime's laps when its step times are taken off."""
+    probe = samples.probe
+    stages = profile_stages(
+        profile,
+        probe.stages,
+        batch=probe.batch,
+        chunk_tokens=options.chunk_tokens,
+        exact=options.exact,
+    )
+
+    def costs(rows: int, context: float) -> list[float]:
+        return [each.timing.decode_step_s([round(context) - 1] * rows) for each in stages]
+
+    runtime = runtime_figures(
+        samples, costs, load_s=max(each.load_s for each in stages), is_exact=options.exact
+    )
+    return replace(profile, runtime=runtime)
+
+
+async def until_whole(engine: dvrt.Engine) -> None:
+    """Until every stage has a worker. Raises TimeoutError when one stays lost."""
+    async with asyncio.timeout(WHOLE_LIMIT_S):
+        while True:
+            if engine.is_healthy():
+                return
+            await asyncio.sleep(POLL_S)
+
+
+async def _laps(engine: dvrt.Engine, probe: RuntimeProbe) -> Laps:
+    return Laps(
+        alone_s=await _lap_s(engine, probe, 1),
+        full_s=await _lap_s(engine, probe, probe.microbatches * probe.batch),
+    )
+
+
+async def _lap_s(engine: dvrt.Engine, probe: RuntimeProbe, rows: int) -> float:
+    """The mean gap between two tokens of a row while so many rows generate, all of them.
+
+    The mean, since what takes long now and then is part of what a request takes.
+    """
+    moments = await asyncio.gather(*(_generate(engine, probe, row) for row in range(rows)))
+    begin_s, end_s = max(each[0] for each in moments), min(each[-1] for each in moments)
+    return statistics.fmean(
+        later - earlier
+        for each in moments
+        for earlier, later in pairwise(each)
+        if begin_s <= earlier and later <= end_s
+    )
+
+
+async def _generate(
+    engine: dvrt.Engine, probe: RuntimeProbe, row: int, begun: asyncio.Event | None = None
+) -> list[float]:
+    """When each token of a request came."""
+    clock, moments = asyncio.get_running_loop().time, []
+    async for _ in engine.generate(
+        [row + 1] * PROMPT, max_tokens=probe.tokens, temperature=0.0, ignore_eos=True
+    ):
+        moments.append(clock())
+        if begun is not None:
+            begun.set()
+    return moments
+
+
+async def _replaced(engine: dvrt.Engine, probe: RuntimeProbe, stage: int) -> Replaced:
+    """Kill a stage's worker while a request generates, and wait until it has another."""
+    known = len(engine.events())
+    victim = next(each for each in engine.status().workers if each.stage == stage)
+    begun = asyncio.Event()
+    asking = asyncio.create_task(_generate(engine, probe, stage, begun))
+    await begun.wait()
+    killed_s = asyncio.get_running_loop().time()
+    os.kill(victim.pid, signal.SIGKILL)
+    await asyncio.wait_for(asking, WHOLE_LIMIT_S)
+    await until_whole(engine)
+    name = f"pipeline 0 stage {stage}"
+    at = {(each.subject, each.state): each.at_s for each in engine.events()[known:]}
+    lost_s = at[name, "lost"]
+    return Replaced(detect_s=lost_s - killed_s, ready_s=at[name, "ready"] - lost_s)

@@ -1,0 +1,66 @@
+"""Parts of a profile as its file has them, and what dvrt itself costs on a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dvrt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+LARGEST = 1e24
+
+Figures = TypeVar("Figures", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeFigures:
+    """What the runtime costs beside the model, measured with its own processes; seconds.
+
+    ``step_s`` is what a busy stage takes for a step beside its compute, ``hop_s`` a step's way from
+    one process to the next and on to its compute. A killed worker is missed ``detect_s`` later, and
+    ``restart_s`` after that another has joined; then it loads its weights. ``is_exact`` says that
+    whole batches and chunks are computed, whatever is in them.
+    """
+
+    step_s: float
+    hop_s: float
+    detect_s: float
+    restart_s: float
+    is_exact: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers("runtime", self, may_be_zero=("step_s", "hop_s", "detect_s", "restart_s"))
+
+
+def read_part(kind: type[Figures], entry: Any, where: str) -> Figures:
+    """A dataclass from its object in a file. ConfigError names what is missing or too much."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} must be an object")
+    names = {field.name for field in fields(kind)}
+    unknown = sorted(set(entry) - names)
+    missing = sorted(names - set(entry))
+    if unknown or missing:
+        raise ConfigError(f"{where}: missing fields {missing}, unknown fields {unknown}")
+    return kind(**entry)
+
+
+def check_numbers(where: str, figures: Any, may_be_zero: tuple[str, ...]) -> None:
+    """ConfigError for a field that is no number of its type, or not above 0."""
+    for field in fields(figures):
+        value = getattr(figures, field.name)
+        if field.name == "name":
+            if not isinstance(value, str) or not value:
+                raise ConfigError(f"{where}.name is {value!r}; it must be a name")
+            continue
+        if value is None and "None" in str(field.type):
+            continue
+        if field.type == "bool" and isinstance(value, bool):
+            continue
+        kinds = (int,) if field.type == "int" else (int, float)
+        if type(value) not in kinds or not -LARGEST < value < LARGEST:
+            raise ConfigError(f"{where}.{field.name} is {value!r}; it must be a number")
+        if value < 1 / LARGEST and not (value == 0 and field.name in may_be_zero):
+            raise ConfigError(f"{where}.{field.name} is {value!r}; it must be above 0")
