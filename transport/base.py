@@ -134,14 +134,6 @@ class Channel(ABC):
         MAX_HEADER_BYTES or MAX_REGIONS.
         """
 
-    def try_send(self, header: bytes, *regions: Region) -> bool:
-        """Send from any thread, if it takes no waiting; the regions may be reused at once.
-
-        False when nothing was sent: a send is under way, there is no room, or this transport or a
-        message of this size needs the loop. Never raises for a channel that is closed or broken.
-        """
-        return False
-
     @abstractmethod
     async def receive(self, *, deadline_s: float | None = None) -> Incoming:
         """The next message's header. Raises as ``send`` does, and Corrupted for a bad frame.
@@ -223,10 +215,6 @@ class OneAtATime:
     def __init__(self, verb: str) -> None:
         self._verb = verb
         self._busy = False
-
-    @property
-    def is_busy(self) -> bool:
-        return self._busy
 
     def __enter__(self) -> None:
         if self._busy:

@@ -38,9 +38,6 @@ class GuardedIncoming(Incoming):
     async def into(self, *regions: Region, deadline_s: float | None = None) -> None:
         await self._channel.fill(self, regions, deadline_s)
 
-    async def take(self, *, deadline_s: float | None = None) -> list[bytearray]:
-        return await self._channel.take(self, deadline_s)
-
     async def borrow(self, *, deadline_s: float | None = None) -> Borrowed:
         return await self._channel.borrow(self, deadline_s)
 
@@ -124,19 +121,6 @@ class GuardedChannel(Channel):
             if regions:
                 await self._fill(regions, until(deadline_s))
 
-    async def take(self, incoming: GuardedIncoming, deadline_s: float | None) -> list[bytearray]:
-        """What ``incoming.take`` does."""
-        if not incoming.sizes:
-            return []
-        with self._taking(incoming):
-            return await self._take(incoming.sizes, until(deadline_s))
-
-    async def _take(self, sizes: tuple[int, ...], until: float | None) -> list[bytearray]:
-        """Like ``_fill``, into new memory."""
-        parts = [bytearray(size) for size in sizes]
-        await self._fill(tuple([Region.of(part) for part in parts]), until)
-        return parts
-
     async def borrow(self, incoming: GuardedIncoming, deadline_s: float | None) -> Borrowed:
         """What ``incoming.borrow`` does."""
         with self._taking(incoming):
@@ -144,7 +128,8 @@ class GuardedChannel(Channel):
 
     async def _borrow(self, sizes: tuple[int, ...], until: float | None) -> Borrowed:
         """Like ``_fill``, into memory of the transport's choice; here into new memory."""
-        parts = await self._take(sizes, until)
+        parts = [bytearray(size) for size in sizes]
+        await self._fill(tuple([Region.of(part) for part in parts]), until)
         return Borrowed(lambda: [memoryview(part) for part in parts])
 
     @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 Small messages leave in one write and arrive in one read; large regions are written from and read
 into their own memory. Memory is touched in callbacks of the loop alone, so a channel that was
-let go is quiet at once; ``try_send`` of another thread has only memory of its own. Knows nothing
-of addresses.
+let go is quiet at once. Knows nothing of addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import fcntl
 import socket
 import struct
 import termios
-import threading
 from collections.abc import Sequence
 
 from dvrt.buffers import Region
@@ -29,7 +27,7 @@ from dvrt.transport.vector import Vector
 STAGING_BYTES = 128 << 10
 """A channel reads ahead at most so much; what is due beyond it waits for its memory."""
 JOIN_BYTES = 32 << 10
-"""Messages up to this size are joined and leave in one write; over the socket in any subclass."""
+"""Messages up to this size are joined and leave in one write."""
 FLUSH_S = 1.0
 """How long ``aclose`` waits for a peer that does not read; the kernel goes on after that."""
 _VECTOR_COUNT = 512
@@ -48,8 +46,6 @@ class SocketChannel(GuardedChannel):
         self._staging = Staging(STAGING_BYTES)
         self._targets = Vector()
         self._outgoing = Vector()
-        self._writing = threading.Lock()
-        self._rest = b""
         self._end: PeerLost | None = None
         self._is_flushed = False
         self._readiness.watch(reads=True)
@@ -67,11 +63,6 @@ class SocketChannel(GuardedChannel):
 
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
         await self._read(Vector(views_of(regions)), until)
-
-    async def _take(self, sizes: tuple[int, ...], until: float | None) -> list[bytearray]:
-        if sum(sizes) <= min(JOIN_BYTES, len(self._staging)):
-            return [self._staging.take(size) for size in sizes]
-        return await super()._take(sizes, until)
 
     async def _read(self, targets: Vector, until: float | None) -> None:
         """The next bytes of the stream, straight into the targets."""
@@ -133,33 +124,6 @@ class SocketChannel(GuardedChannel):
         self._ensure_peer()
         await self._write_all(self._pack(header, regions), until)
 
-    def try_send(self, header: bytes, *regions: Region) -> bool:
-        data = self._pack(header, regions)
-        if len(data) != 1 or len(data[0]) > JOIN_BYTES:
-            return False
-        with self._writing:
-            if not self._is_free():
-                return False
-            try:
-                sent = self._sock.send(data[0])
-            except OSError:  # no room, or the loop finds out what it is
-                return False
-            self._rest = bytes(data[0][sent:])
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the channel
-            self._loop.call_soon_threadsafe(self._tried, header, regions)
-        return True
-
-    def _is_free(self) -> bool:
-        is_over = self._closed or self._broken is not None or self._end is not None
-        return not (is_over or self._sending.is_busy or self._rest)
-
-    def _tried(self, header: bytes, regions: tuple[Region, ...]) -> None:
-        """Another thread has sent this, or the first part of it."""
-        self._sent_messages += 1
-        self._sent_bytes += len(header) + sum([region.nbytes for region in regions])
-        if self._rest:
-            self._readiness.watch(writes=True)
-
     async def _write_all(self, buffers: Sequence[bytes | memoryview], until: float | None) -> None:
         written = self._write(buffers[:_VECTOR_COUNT])
         if len(buffers) == 1 and written == len(buffers[0]):
@@ -188,16 +152,11 @@ class SocketChannel(GuardedChannel):
         return (b"".join(views),) if sum(sizes) <= JOIN_BYTES else views
 
     def _write(self, buffers: Sequence[bytes | memoryview]) -> int:
-        """One write; how much the socket took of it, after what another thread has left over."""
+        """One write; how much the socket took of it."""
         try:
-            with self._writing:
-                if self._rest:
-                    self._rest = self._rest[self._sock.send(self._rest) :]
-                if self._rest or not buffers:
-                    return 0
-                if len(buffers) == 1:
-                    return self._sock.send(buffers[0])
-                return self._sock.sendmsg(buffers)
+            if len(buffers) == 1:
+                return self._sock.send(buffers[0])
+            return self._sock.sendmsg(buffers)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
@@ -207,7 +166,7 @@ class SocketChannel(GuardedChannel):
     def _on_writable(self) -> None:
         outgoing = self._outgoing
         outgoing.advance(self._write(outgoing.next(_VECTOR_COUNT)))
-        if not outgoing.nbytes and not self._rest:
+        if not outgoing.nbytes:
             self._readiness.watch(writes=False)
             self._send_waiter.wake()
 
@@ -224,16 +183,13 @@ class SocketChannel(GuardedChannel):
             raise PeerLost(str(self._end)) from self._end.__cause__
 
     async def _finish(self) -> None:
-        self._readiness.watch(reads=False, writes=self._outgoing.nbytes > 0)
+        self._readiness.watch(reads=False)
         if self._outgoing.nbytes or self._end is not None:
             return
-        with self._writing:
-            rest, self._rest = self._rest, b""
-        goodbye = pack_head(b"", (), FrameKind.GOODBYE)
-        last = Vector([memoryview(rest), memoryview(goodbye)])
+        goodbye = Vector([memoryview(pack_head(b"", (), FrameKind.GOODBYE))])
         with contextlib.suppress(OSError):
-            await self._flush(last)
-            self._is_flushed = not last.nbytes
+            await self._flush(goodbye)
+            self._is_flushed = not goodbye.nbytes
 
     async def _flush(self, goodbye: Vector) -> None:
         """Say goodbye and wait for the peer's kernel to have everything, at most FLUSH_S.
@@ -269,8 +225,7 @@ class SocketChannel(GuardedChannel):
         if not self._is_flushed:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        with self._writing:
-            self._sock.close()
+        self._sock.close()
 
 
 def _unsent_bytes(sock: socket.socket) -> int:

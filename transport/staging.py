@@ -71,12 +71,6 @@ class Staging:
             self._consume(size)
             targets.advance(size)
 
-    def take(self, count: int) -> bytearray:
-        """The next ``count`` bytes, which must be here."""
-        part = self._buffer[self._start : self._start + count]
-        self._consume(count)
-        return part
-
     def _consume(self, count: int) -> None:
         self._start += count
         if self._start == self._end:

@@ -31,18 +31,8 @@ class Done(Generic[T]):
 class Compute(Protocol):
     """First in, first out; ``submit`` never blocks."""
 
-    def submit(
-        self,
-        work: Callable[[], T],
-        *,
-        cost_s: float = 0.0,
-        early: Callable[[Done[T]], None] | None = None,
-    ) -> asyncio.Future[Done[T]]:
-        """Run ``work`` after all that was submitted before it; it takes at least ``cost_s``.
-
-        A compute with a thread of its own calls ``early`` there with the result, before the
-        future completes and before other work; what it raises is raised by the future.
-        """
+    def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
+        """Run ``work`` after all that was submitted before it; it takes at least ``cost_s``."""
         ...
 
     def close(self) -> None:
@@ -54,32 +44,23 @@ class Compute(Protocol):
         ...
 
 
-_Early = Callable[[Done[Any]], None] | None
-_Item = tuple[Callable[[], Any], float, _Early, asyncio.Future[Any]]
-
-
 class ThreadCompute:
     """Work on one thread; futures complete on the loop that made this object."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], float, asyncio.Future[Any]] | None]
+        self._work = queue.SimpleQueue()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"{name} compute", daemon=True)
         self._thread.start()
 
-    def submit(
-        self,
-        work: Callable[[], T],
-        *,
-        cost_s: float = 0.0,
-        early: Callable[[Done[T]], None] | None = None,
-    ) -> asyncio.Future[Done[T]]:
+    def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
         future: asyncio.Future[Done[T]] = self._loop.create_future()
         if self._closing:
             future.cancel()
         else:
-            self._work.put((work, cost_s, early, future))
+            self._work.put((work, cost_s, future))
         return future
 
     def close(self) -> None:
@@ -92,14 +73,12 @@ class ThreadCompute:
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            work, cost_s, early, future = item
+            work, cost_s, future = item
             if self._closing:
                 self._settle(future.cancel)
                 continue
             try:
                 done = _timed(work, cost_s)
-                if early is not None:
-                    early(done)
             except BaseException as error:  # it belongs to the waiter, whatever it is
                 self._settle(partial(_fail, future, error))
             else:
@@ -141,13 +120,7 @@ class LoopCompute:
         self._timers: set[asyncio.TimerHandle] = set()
         self._closed = False
 
-    def submit(
-        self,
-        work: Callable[[], T],
-        *,
-        cost_s: float = 0.0,
-        early: Callable[[Done[T]], None] | None = None,
-    ) -> asyncio.Future[Done[T]]:
+    def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
         future: asyncio.Future[Done[T]] = self._loop.create_future()
         if self._closed:
             future.cancel()

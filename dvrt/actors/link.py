@@ -7,7 +7,6 @@ writer task. Knows channels and bytes, not actors.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -102,18 +101,6 @@ class Link:
             raise OutOfMemory(
                 f"the outbox to {self.address}", needed_bytes=parcel.nbytes, free_bytes=free
             )
-
-    def try_send(self, header: bytes, regions: tuple[Region, ...]) -> bool:
-        """Send from any thread if that takes no waiting; False: nothing was sent."""
-        channel = self._channel
-        if channel is None or not self.is_idle or not channel.try_send(header, *regions):
-            return False
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody counts any more
-            self._loop.call_soon_threadsafe(self._tried)
-        return True
-
-    def _tried(self) -> None:
-        self._counters.sent += 1
 
     async def _enqueue(self, parcel: _Parcel, deadline_s: float) -> None:
         waiting = self._outbox.offer(parcel)

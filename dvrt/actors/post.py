@@ -85,13 +85,6 @@ class Post:
         if not self._cell(ref).offer_nowait(letter):
             raise OutOfMemory(f"the mailbox of {ref}", needed_bytes=letter.nbytes, free_bytes=0)
 
-    def try_tell(self, ref: ActorRef, message: object, regions: tuple[Any, ...]) -> bool:
-        link = self._peers.known(ref.node_address)
-        if link is None or not link.is_idle:
-            return False
-        header, parts = self._pack(Kind.TELL, ref, message, regions, None)
-        return link.try_send(header, parts)
-
     async def ask(
         self,
         ref: ActorRef,
@@ -164,7 +157,7 @@ class Post:
         sender = self.ref(link.address, note.sender) if note.sender else None
         nbytes = len(note.body) + sum([len(each) for each in attachments])
         letter = Letter(message, Context(sender, attachments), origin, nbytes)
-        waiting = cell.deliver(letter)
+        waiting = cell.offer(letter)
         if waiting is not None:
             waiting.add_done_callback(partial(self._returned, cell, letter))
         return waiting

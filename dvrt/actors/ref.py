@@ -56,14 +56,6 @@ class ActorRef:
         """
         self._post.tell_nowait(self, message, regions, sender)
 
-    def try_tell(self, message: object, *regions: Any) -> bool:
-        """Send from any thread, if that takes no waiting; regions may be reused at once.
-
-        False when nothing was sent, for whatever reason: then ``tell_nowait``, on the loop, says
-        it. Raises WireError for what is no message or too large.
-        """
-        return self._post.try_tell(self, message, regions)
-
     async def ask(
         self,
         message: object,

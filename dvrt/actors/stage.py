@@ -35,12 +35,14 @@ from dvrt.actors.messages import (
     StageLoaded,
 )
 from dvrt.actors.node import household
-from dvrt.actors.onward import Errand, Onward
 from dvrt.actors.pace import step_cost_s
+from dvrt.actors.ref import ActorRef
 from dvrt.actors.replicator import Replicator
 from dvrt.actors.shipper import Shipper
 from dvrt.actors.swapping import Swapping
 from dvrt.actors.watches import Watch
+from dvrt.buffers import Region
+from dvrt.control.steps import Step, StepDone
 from dvrt.errors import ActorError, DvrtError, OutOfMemory, ProtocolError, TransportError
 from dvrt.models.swap import SwappingModel
 from dvrt.wire import Message
@@ -79,9 +81,11 @@ class StageActor(Actor):
         self._is_last = order.stage == order.n_stages - 1
         self._executor: StageExecutor | None = None
         self._swapping: Swapping | None = None
+        self._next: ActorRef | None = None
         self._next_watch: Watch | None = None
-        self._onward = Onward(self._name, is_last=self._is_last)
-        self._newest = -1
+        self._is_cut = False
+        self._below, self._newest = 0, -1
+        self._n_waiting = 0
         self.counters = StageCounters()
         self._compute: Compute
         self._loading: asyncio.Task[None] | None = None
@@ -94,7 +98,7 @@ class StageActor(Actor):
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def on_stop(self, reason: str) -> None:
-        self._onward.cut()
+        self._is_cut = True
         if self._loading is not None:
             self._loading.cancel()
         if self._executor is not None:
@@ -116,12 +120,6 @@ class StageActor(Actor):
             self._swapping.abort()
         self._compute.abandon()
 
-    def take_at_once(self, message: Message, context: Context) -> bool:
-        if not isinstance(message, Forward):
-            return False
-        self._accept(message, context)
-        return True
-
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
             case Forward():
@@ -133,7 +131,7 @@ class StageActor(Actor):
             case Connect():
                 await self._connect(message)
             case Rewind(below=below):
-                self._onward.rewind(below)
+                self._below = max(self._below, below)
             case ReplicaGap():
                 self._replicator.gap(message)
             case _:
@@ -201,12 +199,11 @@ class StageActor(Actor):
 
     async def _connect(self, connect: Connect) -> None:
         self._loaded()
-        next_actor = self.node.ref(connect.next_actor)
-        self._onward.connect(next_actor)
+        self._next, self._is_cut = self.node.ref(connect.next_actor), False
         if self._next_watch is not None:
             self._next_watch.cancel()
         if not self._is_last:  # the controller watches the last one itself
-            self._next_watch = self.node.watch(next_actor, lambda _, why: self._cut(why))
+            self._next_watch = self.node.watch(self._next, lambda _, why: self._cut(why))
         self._shipper.connect(connect.targets)
         self._replicator.connect(connect.replicas)
         order = self._order
@@ -222,8 +219,8 @@ class StageActor(Actor):
     # Steps.
 
     def _accept(self, forward: Forward, context: Context) -> None:
-        executor, step, onward = self._loaded(), forward.step, self._onward
-        if onward.is_void(step) or step.id <= self._newest:  # or of a neighbour that is gone
+        executor, step = self._loaded(), forward.step
+        if step.id < self._below or step.id <= self._newest:  # or of a neighbour that is gone
             self.counters.void += 1
             return
         self._newest = step.id
@@ -231,51 +228,68 @@ class StageActor(Actor):
         cost_s = step_cost_s(self._order, step)
 
         def work() -> Executed | None:
-            return None if onward.is_void(step) else executor.execute(step, received)
+            return executor.execute(step, received) if step.id >= self._below else None
 
-        errand = onward.accept(forward)
         if self._swapping is not None:
             future = self._swapping.submit(step, work, cost_s=cost_s)
         else:
-            early = partial(onward.send_early, errand)
-            future = self._compute.submit(work, cost_s=cost_s, early=early)
+            future = self._compute.submit(work, cost_s=cost_s)
+        self._n_waiting += 1
         self._replicator.busy()
-        future.add_done_callback(partial(self._pass_on, errand))
+        future.add_done_callback(partial(self._pass_on, forward))
 
-    def _pass_on(self, errand: Errand, future: asyncio.Future[Done[Executed | None]]) -> None:
+    def _pass_on(self, forward: Forward, future: asyncio.Future[Done[Executed | None]]) -> None:
         """Send a result on; futures complete, and so results leave, in the order of the steps."""
+        self._n_waiting -= 1
         if future.cancelled():
-            self._onward.passed()
             return
         try:
-            self._finish(errand, future.result())
+            self._finish(forward, future.result())
         except Exception as error:  # whatever the model raised: this stage cannot go on
             self.fail(error)
 
-    def _finish(self, errand: Errand, done: Done[Executed | None]) -> None:
+    def _finish(self, forward: Forward, done: Done[Executed | None]) -> None:
         """Results leave first; copies are behind them."""
-        step, onward = errand.forward.step, self._onward
-        try:
-            onward.send(errand, done)
-        except (ActorError, TransportError, OutOfMemory) as error:  # it is dead, or stuck
-            self.counters.undelivered += 1
-            self._cut(str(error))
-        onward.passed()
-        self.counters.steps += done.value is not None
-        self.counters.void += done.value is None or onward.is_void(step)
-        self._replicator.stepped(step, is_busy=onward.n_waiting > 0)
+        step = forward.step
+        if done.value is None or step.id < self._below:
+            self.counters.void += 1
+            if done.value is None:
+                self._copy_behind(step)
+                return
+        self.counters.steps += 1
+        if step.id >= self._below and not self._is_cut:
+            spans = (*forward.spans, (done.began, done.busy_s))
+            try:
+                self._send(step, done.value, spans)
+            except (ActorError, TransportError, OutOfMemory) as error:  # it is dead, or stuck
+                self.counters.undelivered += 1
+                self._cut(str(error))
+        self._copy_behind(step)
         self._report_swaps()
+
+    def _copy_behind(self, step: Step) -> None:
+        self._replicator.stepped(step, is_busy=self._n_waiting > 0)
+
+    def _send(self, step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> None:
+        if self._next is None:
+            raise ProtocolError(f"{self._name} has no next stage yet")
+        if self._is_last:
+            self._next.tell_nowait(_step_done(step, executed, spans))
+            return
+        regions = [Region.of(hidden) for hidden in executed.hidden]
+        self._next.tell_nowait(Forward(step=step, spans=spans), *regions)
 
     def _cut(self, reason: str) -> None:
         """Later steps must not overtake one that is lost: nothing is passed on for now."""
-        if not self._onward.cut():
+        if self._is_cut:
             return
+        self._is_cut = True
         order = self._order
         with suppress(DvrtError):
             note = LinkCut(
                 pipeline=order.pipeline,
                 stage=order.stage,
-                next_actor=str(self._onward.target),
+                next_actor=str(self._next),
                 reason=reason,
             )
             self._controller.tell_nowait(note)
@@ -328,3 +342,14 @@ class StageActor(Actor):
         """The bytes of a cargo whose turn has come; None when its log is not there any more."""
         ledger = self._loaded().ledger
         return (await self._compute.submit(lambda: ledger.pack(cargo))).value
+
+
+def _step_done(step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> StepDone:
+    return StepDone(
+        id=step.id,
+        microbatch=step.microbatch,
+        pipeline=step.pipeline,
+        decoded=executed.decoded,
+        firsts=executed.firsts,
+        spans=spans,
+    )

@@ -60,8 +60,7 @@ class Moment:
 
 def _decodes(_: Any, given: Any, *__: Any) -> bool:
     """``given`` is a step, or what brings it."""
-    forward = getattr(given, "forward", given)
-    return bool(getattr(forward, "step", forward).decodes)
+    return bool(getattr(given, "step", given).decodes)
 
 
 def _chunks(_: Any, step: Any, *__: Any) -> bool:

@@ -59,7 +59,7 @@ def rows(findings: Findings) -> Iterator[Row]:
         yield Row(
             what=f"{name}: B = {long['batch']}, contexts from 1000 on",
             paper="loses",
-            ours=f"{times(long['gain_predicted'])}, {'warned of' if long['refused'] else 'taken'}",
+            ours=f"{times(long['gain_predicted'])}, {'refused' if long['refused'] else 'taken'}",
             how="by Appendix G",
         )
 
