@@ -37,6 +37,9 @@ os.environ.update(
     DVRT_TEST_HOUSE=str(os.getpid()),
 )
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs here would inherit it
+
 hypothesis.settings.register_profile(
     "house",
     derandomize=True,
