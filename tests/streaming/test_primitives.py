@@ -249,7 +249,7 @@ async def test_deadlines_end_in_a_transfer_time_out(tools, scheme, loop_kind):
     async with tools.kits() as (here, there), tools.channels(scheme) as [(a, b)]:
         with pytest.raises(TransferTimeout):
             await fetch(there, Region.of(bytearray(8)), b, deadline_s=0.01)
-        big = Region.of(bytearray(64 << 20))
+        big = Region.of(bytearray(320 << 20))  # more than shared memory takes in flight
         with pytest.raises(TransferTimeout):
             await flush(here, big, a, deadline_s=0.05)
         with pytest.raises(ChannelClosed):
