@@ -139,7 +139,7 @@ class LaunchOptions:
     )
     spares: int = option(0, help="workers that wait to replace a lost one", low=0, high=4096)
     max_deaths: int = option(
-        5, help="workers that may be lost within a minute before the cluster gives up", low=0
+        5, help="losses of one worker's place within a minute before it is given up", low=0
     )
     max_queue: int = option(512, help="requests that may wait before new ones are refused", low=0)
     loop: str = option("auto", help="event loop", choices=("auto", "uvloop", "asyncio"))
@@ -192,6 +192,12 @@ class LaunchOptions:
     reattach: float = option(
         60.0,
         help="with a journal, how long a request goes on without its client",
+        unit="seconds",
+        low=0.0,
+    )
+    orphan_grace: float = option(
+        0.0,
+        help="with a journal, how long workers whose controller was killed wait for the next one",
         unit="seconds",
         low=0.0,
     )
@@ -265,6 +271,8 @@ class LaunchOptions:
                 f"microbatches is {self.microbatches}; {self.n_stages} stages need at least "
                 f"{self.n_stages} to be busy"
             )
+        if self.orphan_grace and self.journal_path is None:
+            yield f"orphan_grace is {self.orphan_grace:g}; it needs journal or persist"
         yield from self._split_faults()
         if self.external_workers > self.n_workers:
             yield f"external_workers is {self.external_workers}; there are {self.n_workers} stages"

@@ -116,8 +116,9 @@ class PipelineStatus:
 class Status:
     """The cluster at one moment.
 
-    ``state`` is starting, serving, recovering, draining, failed or stopped; ``reason`` says why it
-    is recovering or has failed. ``n_lost`` counts workers that were lost since the launch.
+    ``state`` is starting, serving, recovering, degraded, draining, failed or stopped; ``reason``
+    says why it is recovering or degraded or has failed. ``n_lost`` counts workers that were lost
+    since the launch.
     """
 
     model: str

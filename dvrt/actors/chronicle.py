@@ -80,6 +80,14 @@ class Chronicle:
     def cluster(self, state: str, reason: str = "") -> None:
         self._events.add(self._clock.time(), "cluster", state, reason)
 
+    def given_up(self, subject: str, state: str, reason: str, requests: list[str]) -> None:
+        """Something is not mended any more, and these requests end with it."""
+        ended = f"; with it end {len(requests)} requests: {', '.join(requests)}" if requests else ""
+        self._events.add(self._clock.time(), subject, state, f"{reason}{ended}")
+        for request in requests:
+            self._events.add(self._clock.time(), request, "finished", f"error: {reason}")
+        _log.error("%s is %s: %s%s", subject, state, reason.partition("\n")[0], ended)
+
     def worker(self, status: WorkerStatus, reason: str) -> None:
         self._events.add(self._clock.time(), status.name, status.state, reason)
 

@@ -16,7 +16,6 @@ from dvrt.actors.cluster import ClusterPlan, Split
 from dvrt.actors.crew import Crew, Spawn
 from dvrt.actors.dispatch import Dispatcher
 from dvrt.actors.journal import Journal
-from dvrt.actors.keeping import Keeper
 from dvrt.actors.kept_stream import KeptStream
 from dvrt.actors.messages import (
     ArchiveFailed,
@@ -37,8 +36,9 @@ from dvrt.actors.restoration import Restorer
 from dvrt.actors.roster import never_seen
 from dvrt.actors.standing import describe_cluster, missed
 from dvrt.actors.stream import RequestStream
+from dvrt.actors.succession import Succession
 from dvrt.actors.topology import Seat
-from dvrt.control.events import Wanted
+from dvrt.control.events import Place, Wanted
 from dvrt.control.steps import StepDone
 from dvrt.errors import DvrtError, ProtocolError, StageFailed, Unavailable
 from dvrt.observe.events import Record
@@ -84,15 +84,15 @@ class Controller(Actor):
         self._plan, self._watchfulness = plan, watchfulness
         self._on_progress = on_progress
         self._chronicle = Chronicle(metrics, tracer, self._clock)
-        self._journal = journal
+        self.succession = Succession(plan, journal, reattach_s=reattach_s)
         self._dispatcher = Dispatcher(
             plan,
             self._chronicle,
             self._clock,
             restore=lambda seat, command: self._restorer.begin(seat, command),
             retire=self._retire,
-            keeper=Keeper(journal, linger_s=reattach_s) if journal is not None else None,
-            first_number=journal.first_number if journal is not None else 0,
+            keeper=self.succession.keeper,
+            first_number=self.succession.first_number,
         )
         outlook = Outlook(
             status=self._worker_changed,
@@ -100,6 +100,7 @@ class Controller(Actor):
             replaced=self._chronicle.mendings.replaced,
             returned=self._returned,
             settled=self._settled,
+            degraded=self._degraded,
             failed=self._failed,
         )
         self._overseer = Overseer(watchfulness, outlook, self._clock)
@@ -114,6 +115,7 @@ class Controller(Actor):
         self._restorer: Restorer
         self._state = "starting"
         self._failure: DvrtError | None = None
+        self._parting: asyncio.Task[None] | None = None
         self._chronicle.read(self._dispatcher.statistics)
         if journal is not None:
             journal.on_failure = partial(self._chronicle.cluster, "journal off")
@@ -122,6 +124,9 @@ class Controller(Actor):
         """Nobody is left waiting: requests get an error, workers are told to end."""
         self._end_serving(Unavailable(f"the cluster was stopped: {reason}"), state="stopped")
         self._overseer.close(reason)
+        self.succession.note(())
+        if self._parting is not None:
+            self._parting.cancel()
         await self._restorer.aclose()
 
     # What the cluster's owner calls, all of it on the controller's loop.
@@ -129,7 +134,11 @@ class Controller(Actor):
     def start(self, spawn: Spawn, *, n_external: int) -> Crew:
         """Have workers started; the caller closes the crew before its nursery."""
         crew = Crew(spawn, self._overseer.exited)
-        self._overseer.start(self._plan.layouts, crew, n_external=n_external)
+        adopted = self.succession.begin(crew, self._restorer)
+        if adopted:
+            self._chronicle.cluster("adopted", adopted)
+        layouts, orphans = self._plan.layouts, self.succession.orphans
+        self._overseer.start(layouts, crew, n_external=n_external, orphans=orphans)
         return crew
 
     def open(self) -> None:
@@ -165,7 +174,7 @@ class Controller(Actor):
 
     @property
     def is_journalled(self) -> bool:
-        return self._journal is not None and not self._journal.is_off
+        return self.succession.is_journalled
 
     async def find(self, request_id: str) -> KeptStream | None:
         """The stream of a journalled request, for a consumer who will ``leave``; None: unknown."""
@@ -229,12 +238,18 @@ class Controller(Actor):
 
     # Messages.
 
+    def take_at_once(self, message: Message, context: Context) -> bool:
+        if not isinstance(message, StepDone):
+            return False
+        if not self._is_over and message.id >= self.succession.first_number:  # else a former life's
+            self._dispatcher.step_done(message)
+            self._reports.take(message)
+        return True
+
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
             case StepDone():
-                if not self._is_over:
-                    self._dispatcher.step_done(message)
-                    self._reports.take(message)
+                self.take_at_once(message, context)
             case Arrived():
                 self._arrived(message)
             case Replicated() | ArchiveFailed() | Swapped():
@@ -283,6 +298,7 @@ class Controller(Actor):
 
     def _worker_changed(self, status: WorkerStatus, reason: str) -> None:
         self._chronicle.worker(status, reason)
+        self.succession.note(self._overseer.hired)
         if self._on_progress is not None:
             self._on_progress(status)
 
@@ -291,6 +307,7 @@ class Controller(Actor):
         if seats:
             self._rebalancer.undo(f"worker {worker} was lost: {reason}")
         for seat in seats:
+            self.succession.lost(seat)
             self._restorer.abandon(seat)
             is_driven = self._overseer.is_serving and self._dispatcher.drives(seat.key[0])
             if is_driven and not seat.is_missed:
@@ -306,17 +323,33 @@ class Controller(Actor):
         if not self._ready.done():
             self._state = "serving"
             self._chronicle.cluster("serving")
-            if self._journal is not None:
-                self._dispatcher.resume_from(self._journal)
+            self.succession.resume(self._dispatcher)
             self._ready.set_result(None)
         self._dispatcher.settled()
         if self._rebalancer.settled():
             self._chronicle.cluster(self.state, "the split was changed")
 
+    def _degraded(self, pipeline: int | None, error: StageFailed) -> None:
+        """What has its prompt is served to its end, after which the cluster fails."""
+        if pipeline is None:
+            self._chronicle.given_up("spares", "degraded", f"no more are hired: {error}", [])
+            return
+        self._state, self._failure = "degraded", error
+        ended = self._dispatcher.fail_those(lambda each: each.place is not Place.TOKEN, error)
+        self._chronicle.given_up(f"pipeline {pipeline}", "degraded", str(error), ended)
+        self._rebalancer.close(error)
+        self._parting = asyncio.get_running_loop().create_task(self._part(error))
+
+    async def _part(self, error: StageFailed) -> None:
+        await self._dispatcher.quiet.wait()
+        self._overseer.give_up(error)
+
     def _failed(self, error: StageFailed) -> None:
         """The overseer has given up; whoever follows the workers hears of it last of all."""
         if self._is_over:
             return
+        if self._overseer.is_serving:
+            self._chronicle.given_up("cluster", "degraded", str(error), self._dispatcher.running)
         self._end_serving(error, state="failed")
         if self._on_progress is not None:
             known = [each for each in self.status().workers if each.name == error.worker]

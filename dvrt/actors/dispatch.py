@@ -243,6 +243,25 @@ class Dispatcher:
         self._driven |= {plan.id for plan in new}
         self._handle(Rebalance(pipelines=new, now=self._clock.time()))
 
+    def fail_those(
+        self, is_affected: Callable[[RequestStream], bool], error: DvrtError
+    ) -> list[str]:
+        """End some requests with this error; their ids. A journal still has them as running."""
+        failed = [name for name, stream in self._streams.items() if is_affected(stream)]
+        for name in failed:
+            self._streams.pop(name).fail(error)
+            cancel = Cancel(request_id=name, now=self._clock.time(), reason=FinishReason.ERROR)
+            commands = self._scheduler.handle(cancel)
+            self._perform([each for each in commands if not isinstance(each, Emit)])
+        if not self._streams:
+            self.quiet.set()
+        return failed
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of all requests."""
+        return list(self._streams)
+
     def end(self, error: DvrtError) -> None:
         """All requests end with this error, and nothing happens any more."""
         for stream in self._streams.values():

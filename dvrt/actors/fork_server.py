@@ -2,13 +2,15 @@
 
 It has one thread and no event loop, so forking it is safe. It passes on what its workers write,
 keeps the end of it, and reports at once how each of them ended. When its parent is gone it gives
-the workers a while to end by themselves, kills those that do not, and ends.
+the workers a while to end by themselves, kills those that do not, and ends. Where a later life of
+the parent may adopt them, it kills only those that are stopped, which could not end by themselves.
 """
 
 from __future__ import annotations
 
 import gc
 import io
+import math
 import os
 import select
 import signal
@@ -31,11 +33,13 @@ _READ_BYTES = 1 << 16
 
 @message("nursery.configure")
 class Configure:
-    """The first request: import these, and let orphaned workers live for ``orphan_s``."""
+    """The first request: import these, and kill orphaned workers after ``orphan_s``; with
+    ``outlives`` only those that are stopped for so long."""
 
     preload: tuple[str, ...]
     orphan_s: float
     parent: int
+    outlives: bool = False
 
 
 @message("nursery.fork")
@@ -92,6 +96,8 @@ class _Child:
     def __init__(self, pid: int, pipe: int) -> None:
         self.pid, self.pipe = pid, pipe
         self.tail = b""
+        self.stopped_at: float | None = None
+        self.is_killed = False
 
     def drain(self) -> bool:
         """Pass on what it wrote. False when the pipe is over."""
@@ -115,22 +121,32 @@ class ForkServer:
         self._pipes: dict[int, _Child] = {}
         self._poll = select.poll()
         self._orphan_s = 0.0
+        self._outlives = False
         self._parent = -1
         self._failure: str | None = None
-        self._ends_at: float | None = None
+        self._lost_at: float | None = None
         self._wakeup, self._woken = os.pipe()
 
     def run(self) -> None:
         """Return when the parent and all workers are gone."""
         self._take_signals()
         self._poll.register(self._control, select.POLLIN)
-        while self._ends_at is None or self._children:
+        while self._lost_at is None or self._children:
             for fd, _ in self._poll.poll(self._timeout_ms()):
                 self._on_ready(fd)
-            if self._ends_at is not None and time.monotonic() >= self._ends_at:
-                for pid in self._children:
-                    os.kill(pid, signal.SIGKILL)
-                self._ends_at = float("inf")
+            for child in self._children.values():
+                if self._end_of(child) <= time.monotonic():
+                    os.kill(child.pid, signal.SIGKILL)
+                    child.is_killed = True
+
+    def _end_of(self, child: _Child) -> float:
+        """When a worker is to be killed; never, while there is a parent to do it."""
+        if self._lost_at is None or child.is_killed:
+            return math.inf
+        if not self._outlives:
+            return self._lost_at + self._orphan_s
+        since = child.stopped_at
+        return math.inf if since is None else max(since, self._lost_at) + self._orphan_s
 
     def _take_signals(self) -> None:
         os.set_blocking(self._wakeup, False)
@@ -142,9 +158,10 @@ class ForkServer:
         self._poll.register(self._wakeup, select.POLLIN)
 
     def _timeout_ms(self) -> float | None:
-        if self._ends_at is None or self._ends_at == float("inf"):
+        next_end = min(map(self._end_of, self._children.values()), default=math.inf)
+        if next_end == math.inf:
             return None
-        return max(0.0, self._ends_at - time.monotonic()) * 1000 + 1
+        return max(0.0, next_end - time.monotonic()) * 1000 + 1
 
     def _on_ready(self, fd: int) -> None:
         if fd == self._control.fileno():
@@ -179,11 +196,11 @@ class ForkServer:
         elif isinstance(request, Fork):
             self._fork(request)
         elif isinstance(request, End):
-            self._orphan_s = 0.0
+            self._orphan_s, self._outlives = 0.0, False
             self._lose_parent()
 
     def _configure(self, request: Configure) -> None:
-        self._orphan_s = request.orphan_s
+        self._orphan_s, self._outlives = request.orphan_s, request.outlives
         try:
             self._parent = os.pidfd_open(request.parent)
         except ProcessLookupError:
@@ -257,12 +274,17 @@ class ForkServer:
             if not pid:
                 return
             if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-                self._report(Paused(pid=pid, is_paused=os.WIFSTOPPED(status)))
+                self._paused(pid, is_paused=os.WIFSTOPPED(status))
                 continue
             child = self._children.pop(pid, None)
             if child is not None:
                 self._close_pipe(child)
                 self._report(Exited(pid=pid, status=status, output=child.tail))
+
+    def _paused(self, pid: int, *, is_paused: bool) -> None:
+        if pid in self._children:
+            self._children[pid].stopped_at = time.monotonic() if is_paused else None
+        self._report(Paused(pid=pid, is_paused=is_paused))
 
     def _close_pipe(self, child: _Child) -> None:
         if self._pipes.pop(child.pipe, None) is not None:
@@ -278,8 +300,8 @@ class ForkServer:
             self._lose_parent()
 
     def _lose_parent(self) -> None:
-        if self._ends_at is None:
-            self._ends_at = time.monotonic() + self._orphan_s
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
             self._poll.unregister(self._control)
             if self._parent >= 0:
                 self._poll.unregister(self._parent)

@@ -8,6 +8,8 @@ from pathlib import Path
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.archive import ArchiveActor
 from dvrt.actors.cell import FAILED
+from dvrt.actors.claims import Survey, Surveyed
+from dvrt.actors.holdings import Holding
 from dvrt.actors.messages import CloseStage, LoadStage, StopWorker, WarmUp
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.replicas import ReplicaActor
@@ -38,7 +40,7 @@ class HostActor(Actor):
         self._persist = persist
         self._replica_bytes = replica_bytes
         self._make_executor, self._make_compute = make_executor, make_compute
-        self._stages: set[str] = set()
+        self._stages: dict[str, Holding] = {}
         self._warmth = Warmth()
 
     async def on_start(self) -> None:
@@ -64,6 +66,8 @@ class HostActor(Actor):
                 self._warmth.begin(order)
             case CloseStage(pipeline=pipeline, stage=stage, reason=reason):
                 await self._close(_name(pipeline, stage), reason)
+            case Survey(below=below):
+                return await self._survey(below)
             case StopWorker(reason=reason):
                 self.stop(reason)
             case _:
@@ -74,24 +78,33 @@ class HostActor(Actor):
         name = _name(order.pipeline, order.stage)
         if name in self._stages:
             raise ProtocolError(f"{self._worker} has {name} already")
+        holding = Holding(order, self._make_executor, self._make_compute)
         stage = StageActor(
             self._worker,
             order,
-            make_executor=self._make_executor,
-            make_compute=self._make_compute,
+            make_executor=holding.make_executor,
+            make_compute=holding.make_compute,
             wait_weights=self._warmth.wait,
         )
-        self._stages.add(name)
+        self._stages[name] = holding
         self.node.watch(self.node.spawn(stage, name=name), self._ended)
 
     async def _close(self, name: str, reason: str) -> None:
         if name in self._stages:
             await self.node.stop(name, reason)
-            self._stages.discard(name)
+            self._stages.pop(name, None)
             gc.collect()
 
+    async def _survey(self, below: int) -> Surveyed:
+        found = [
+            await holding.survey(self.node, self._worker, f"{self.node.address}/{name}", below)
+            for name, holding in list(self._stages.items())
+        ]
+        stages = tuple(each for each in found if each is not None)
+        return Surveyed(stages=stages, is_whole=len(stages) == len(found))
+
     def _ended(self, ref: ActorRef, reason: str) -> None:
-        self._stages.discard(ref.name)
+        self._stages.pop(ref.name, None)
         if reason.startswith(FAILED):
             self.fail(StageFailed(self._worker, f"{ref.name} {reason}"))
 

@@ -55,7 +55,7 @@ class Asked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What one event adds: a request that was taken, or emits, with the ids of new sequences by
-    (request, sample), and the requests that end with them.
+    (request, sample), and the requests that end with them; or ``facts`` by their names.
     """
 
     asked: Asked | None = None
@@ -63,6 +63,7 @@ class Entry:
     sequences: Mapping[tuple[str, int], int] | None = None
     ended: tuple[str, ...] = ()
     now: float = 0.0
+    facts: Mapping[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +207,8 @@ class JournalStore:
             pass
 
     def _add(self, entry: Entry) -> None:
+        for name, value in (entry.facts or {}).items():
+            self._put(name, value)
         if entry.asked is not None:
             request = entry.asked.request
             self._forget_ended(request.id)

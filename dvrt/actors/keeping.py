@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from dvrt.actors.journal import Journal, Then
 from dvrt.actors.journal_store import Asked, Entry, Story
@@ -12,19 +13,22 @@ from dvrt.control.events import Emit, Submit
 from dvrt.requests import FinishReason, Request
 
 SequencesOf = Callable[[str], Mapping[int, int]]
+SeatOf = Callable[[int], tuple[int, int] | None]
 
 
 class Keeper:
     """Writes requests and their emits into a journal, and makes streams of what is in it.
 
     ``linger_s`` is how long a request that was asked for by its client's id goes on without a
-    reader, and any request of an earlier life.
+    reader, and any request of an earlier life. ``seat_of(seq)`` says where the log of a sequence of
+    an earlier life still is: pipeline and slot.
     """
 
     def __init__(self, journal: Journal, *, linger_s: float) -> None:
         self._journal, self._linger_s = journal, linger_s
         self._open: dict[str, int] = {}
         self._named: set[str] = set()
+        self.seat_of: SeatOf = lambda seq: None
 
     def begin(
         self, request: Request, *, stop: tuple[str, ...], lingers: bool, now: float
@@ -41,12 +45,23 @@ class Keeper:
         asked = story.asked
         age_s = max(0.0, time.time() - asked.taken_at)
         stream = self._stream(story, submitted=now - age_s)
-        known = story.known()
+        known = tuple(
+            each if each is None else replace(each, seat=self.seat_of(each.seq))
+            for each in story.known()
+        )
         n_ended = sum(1 for each in known if each is None)
         self._open[asked.request.id] = asked.request.n - n_ended
         if known:
             self._named.add(asked.request.id)
         return stream, Submit(request=asked.request, now=now, known=known, age_s=age_s)
+
+    def in_order(self, stories: Iterable[Story]) -> tuple[Story, ...]:
+        """Those whose logs are in their rows come first, so that nobody else gets these rows."""
+
+        def has_none(story: Story) -> bool:
+            return not any(each is not None and self.seat_of(each.seq) for each in story.known())
+
+        return tuple(sorted(stories, key=has_none))
 
     async def find(self, request_id: str, now: float) -> KeptStream | None:
         """The stream of a request that is not running, if the journal has it."""

@@ -5,29 +5,37 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dvrt
+from dvrt.actors.claims import CrewRecord
 from dvrt.actors.cluster import ClusterPlan, plan_cluster
 from dvrt.actors.controller import Controller, Progress
 from dvrt.actors.engine import Engine
 from dvrt.actors.journal import Journal
 from dvrt.actors.node import Node
 from dvrt.actors.nursery import Nursery
+from dvrt.actors.orphans import Claimant, Orphan, recall_crew
 from dvrt.actors.outlook import Watchfulness
 from dvrt.actors.task_nursery import TaskNursery
 from dvrt.actors.worker import Worker, WorkerNursery
 from dvrt.actors.worker_process import WorkerBoot
 from dvrt.config import LaunchOptions
-from dvrt.errors import ModelError, StageFailed
+from dvrt.errors import ModelError, StageFailed, TransportError
 from dvrt.models.text import TextCodec
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
+from dvrt.transport.tcp import split_host_port
 from dvrt.virtual import precise_clock
 
 if TYPE_CHECKING:
@@ -76,7 +84,8 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
             reattach_s=options.reattach,
         )
         secret = _secret(options, journal)
-        node = await stack.enter_async_context(_controller_node(options, secret))
+        former = await recall_crew(journal) if journal is not None else None
+        node = await stack.enter_async_context(_controller_node(options, secret, former))
         me = node.spawn(controller, name=CONTROLLER)
         controller.open()
         metrics.watch_workers(lambda: controller.status().workers)
@@ -86,7 +95,14 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
         stack.push_async_callback(_end_task, loading)
         try:
             async with asyncio.timeout(options.start_limit_s):
-                spawn = partial(_spawn, plan, nursery, me, secret)
+                boot = _boot(plan, me, secret, journal)
+                if former is not None and journal is not None:
+                    claimant = Claimant(node, journal, former)
+                    orphans = await _orphans(plan, claimant, nursery, boot)
+                    controller.succession.take_in(former, orphans)
+                if options.orphan_grace:
+                    controller.succession.keep_book(node.address)
+                spawn = partial(_spawn, nursery, boot)
                 crew = controller.start(spawn, n_external=options.external_workers)
                 stack.push_async_callback(crew.aclose)
                 text, _ = await asyncio.gather(loading, controller.wait_ready())
@@ -146,13 +162,45 @@ def _directory(options: LaunchOptions) -> Path:
     return Path(options.model).expanduser().absolute()
 
 
-def _controller_node(options: LaunchOptions, secret: bytes) -> Node:
+@asynccontextmanager
+async def _controller_node(
+    options: LaunchOptions, secret: bytes, former: CrewRecord | None
+) -> AsyncIterator[Node]:
+    """At the address of the former life, if its workers may be there and the address is free."""
     address = (
         "local://"
         if options.in_process
         else tcp_address(options.control_host, options.control_port)
     )
-    return Node(name=CONTROLLER, address=address, secret=secret)
+    async with AsyncExitStack() as stack:
+        node = None
+        if former is not None and options.orphan_grace and _may_be_at(options, former.controller):
+            with suppress(TransportError):
+                again = Node(name=CONTROLLER, address=former.controller, secret=secret)
+                node = await stack.enter_async_context(again)
+        if node is None:
+            fresh = Node(name=CONTROLLER, address=address, secret=secret)
+            node = await stack.enter_async_context(fresh)
+        yield node
+
+
+def _may_be_at(options: LaunchOptions, address: str) -> bool:
+    """Whether these options may have the controller there."""
+    if options.in_process or not address.startswith("tcp://"):
+        return options.in_process and address.startswith("local://")
+    host, port = split_host_port(address)
+    return host == options.control_host and options.control_port in (0, port)
+
+
+async def _orphans(
+    plan: ClusterPlan, claimant: Claimant, nursery: WorkerNursery, boot: WorkerBoot
+) -> Sequence[Orphan]:
+    takes_in = plan.blueprint.options.orphan_grace > 0
+    if takes_in and claimant.is_at_home:
+        return await claimant.claim(plan, nursery, boot)
+    why = "the controller's address is another one" if takes_in else "this launch takes in nobody"
+    await claimant.dismiss_all(why)
+    return ()
 
 
 def tcp_address(host: str, port: int) -> str:
@@ -162,7 +210,8 @@ def tcp_address(host: str, port: int) -> str:
 def _nursery(options: LaunchOptions, plan: ClusterPlan) -> WorkerNursery:
     if options.in_process:
         return TaskNursery()
-    return Nursery(preload=_preload(plan), env=_THREADS, loop=options.loop)
+    outlives = options.orphan_grace > 0
+    return Nursery(preload=_preload(plan), env=_THREADS, loop=options.loop, outlives=outlives)
 
 
 def _preload(plan: ClusterPlan) -> list[str]:
@@ -172,12 +221,13 @@ def _preload(plan: ClusterPlan) -> list[str]:
     return ["dvrt.actors.assembly", "dvrt.models.runner", *plan.modelling_modules]
 
 
-async def _spawn(
-    plan: ClusterPlan, nursery: WorkerNursery, controller: ActorRef, secret: bytes, name: str
-) -> Worker:
+def _boot(
+    plan: ClusterPlan, controller: ActorRef, secret: bytes, journal: Journal | None
+) -> WorkerBoot:
+    """What every worker of this launch is told, but for its name."""
     options, timing = plan.blueprint.options, plan.blueprint.timing
-    boot = WorkerBoot(
-        name=name,
+    return WorkerBoot(
+        name="",
         controller=str(controller),
         secret=secret,
         heartbeat_s=options.heartbeat_s,
@@ -185,5 +235,11 @@ async def _spawn(
         replica_bytes=options.replica_memory or 0,
         persist=options.persist_directory,
         start_s=timing.start_s if plan.device == "null" and timing is not None else 0.0,
+        orphan_grace_s=options.orphan_grace,
+        generation=journal.generation if journal is not None else 0,
     )
-    return await nursery.spawn("dvrt.actors.assembly:run_stage_worker", boot, name=name)
+
+
+async def _spawn(nursery: WorkerNursery, boot: WorkerBoot, name: str) -> Worker:
+    own = replace(boot, name=name)
+    return await nursery.spawn("dvrt.actors.assembly:run_stage_worker", own, name=name)

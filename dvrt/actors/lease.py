@@ -86,11 +86,15 @@ class Lease:
         )
         self._timer = self._loop.call_soon(self._arm)
 
-    def close(self, *, stop_s: float) -> None:
-        """Beat and listen no more; the watchdog ends the process unless ``over`` in ``stop_s``."""
+    def release(self) -> None:
+        """Beat and listen no more; arming the watchdog is others' part from now on."""
         self._heartbeat.close()
         self._watch.cancel()
         self._timer.cancel()
+
+    def close(self, *, stop_s: float) -> None:
+        """As ``release``; the watchdog ends the process unless ``over`` in ``stop_s``."""
+        self.release()
         self._watchdog.arm(stop_s)
 
     def over(self) -> None:

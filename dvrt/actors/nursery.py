@@ -15,7 +15,7 @@ from typing import Self
 from dvrt.actors.fork_server import Configure, Exited, Failed, Fork, Forked, Paused
 from dvrt.actors.forked_worker import ForkedWorker, exit_of
 from dvrt.actors.server_process import ServerProcess
-from dvrt.actors.worker import PauseCallback, WorkerNursery
+from dvrt.actors.worker import PauseCallback, WorkerNursery, start_ticks
 from dvrt.actors.worker_process import loop_factory
 from dvrt.errors import StageFailed
 from dvrt.wire import encode
@@ -39,8 +39,9 @@ class Nursery(WorkerNursery):
     Entering does not wait for the imports; spawning does. ``env`` is added to the environment of
     the server and so of all workers, which run on the event loop ``loop``: ``auto``, ``asyncio``
     or ``uvloop``. Should this process die, workers have ``orphan_s`` to end by their leases; then
-    the server kills them. Should the fork server die, workers live on and the next spawn starts
-    another server. SIGINT reaches neither.
+    the server kills them; if workers may be adopted (``outlives``), it kills only those that are
+    stopped for so long, and ends with the last of the others. Should the fork server die, workers
+    live on and the next spawn starts another server. SIGINT reaches neither.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Nursery(WorkerNursery):
         env: Mapping[str, str] | None = None,
         loop: str = "auto",
         orphan_s: float = 5.0,
+        outlives: bool = False,
     ) -> None:
         loop_factory(loop)
         self._preload, self._env = tuple(preload), dict(env or {})
         self._loop_kind, self._orphan_s = loop, orphan_s
+        self._outlives = outlives
         self._server: ServerProcess | None = None
         self._servers: list[ServerProcess] = []
         self._workers: dict[int, ForkedWorker] = {}
@@ -110,6 +113,20 @@ class Nursery(WorkerNursery):
                 worker.result().kill()
             raise
 
+    async def adopt(self, name: str, pid: int, started: int) -> ForkedWorker:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError as error:
+            raise StageFailed(name, f"there is no process {pid}: {error.strerror}") from None
+        try:
+            if await asyncio.to_thread(start_ticks, pid) != started:
+                raise StageFailed(name, f"process {pid} is another one")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        worker = self._workers[pid] = ForkedWorker(name, pid, descriptor, None)
+        return worker
+
     def _ensure_server(self) -> ServerProcess:
         if self._is_closing:
             raise StageFailed("nursery", "it is closed")
@@ -119,9 +136,13 @@ class Nursery(WorkerNursery):
             server = ServerProcess(env=self._env, receive=self._receive, lost=self._lost)
             self._server = server
             self._servers = [*(s for s in self._servers if not s.is_reaped), server]
-            server.send(
-                Configure(preload=self._preload, orphan_s=self._orphan_s, parent=os.getpid())
+            configure = Configure(
+                preload=self._preload,
+                orphan_s=self._orphan_s,
+                parent=os.getpid(),
+                outlives=self._outlives,
             )
+            server.send(configure)
         return self._server
 
     def _receive(self, event: object, descriptor: int | None) -> None:

@@ -17,8 +17,8 @@ class Watchfulness:
 
     A worker that loads may be silent for ``lease_s``, others for ``silence_s``. Loading, and the
     wait for a worker that joins by hand, take ``start_limit_s`` at most. More than ``max_deaths``
-    losses within a minute are too many. ``spares`` workers are kept waiting, and ``replicas`` other
-    workers keep a copy of each log.
+    losses of one place within a minute are too many. ``spares`` workers are kept waiting, and
+    ``replicas`` other workers keep a copy of each log.
     """
 
     heartbeat_s: float
@@ -46,7 +46,9 @@ class Watchfulness:
 class Outlook:
     """``lost(seats, worker, reason, silence_s)`` comes before any replacing, ``replaced(seat)``
     when a lost stage is loaded again, ``returned(seat)`` when it can be used; ``settled()``
-    whenever all stages are ready and know their neighbours; ``failed(error)`` once, on giving up.
+    whenever all stages are ready and know their neighbours; ``degraded(pipeline, error)`` when a
+    pipeline, or without one the spares, are given up and the rest goes on; ``failed(error)`` once,
+    on giving up.
     """
 
     status: StatusCallback
@@ -54,4 +56,5 @@ class Outlook:
     replaced: Callable[[Seat], None]
     returned: Callable[[Seat], None]
     settled: Callable[[], None]
+    degraded: Callable[[int | None, StageFailed], None]
     failed: Callable[[StageFailed], None]

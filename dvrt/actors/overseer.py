@@ -6,16 +6,17 @@ the states call for. Nothing here waits, and everything that is waited for has a
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dvrt.actors.alarms import Alarms
 from dvrt.actors.cell import FAILED as ACTOR_FAILED
 from dvrt.actors.cluster import PipelineLayout
 from dvrt.actors.crew import Crew
+from dvrt.actors.deaths import Deaths
 from dvrt.actors.messages import CloseStage, Connected, DropReplicas, Joined, StageLoaded, WarmUp
 from dvrt.actors.node import Node
+from dvrt.actors.orphans import Orphan
 from dvrt.actors.outlook import Outlook, Watchfulness
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.roster import Member, Roster
@@ -27,8 +28,6 @@ from dvrt.clock import Clock
 from dvrt.errors import DvrtError, StageFailed
 from dvrt.models.swap_figures import SwapFigures
 
-DEATHS_WINDOW_S = 60.0
-"""Losses within this time count together."""
 CONNECT_LIMIT_S = 10.0
 """How long a stage may take to confirm what it was told of its neighbours."""
 
@@ -41,12 +40,13 @@ class Overseer:
     _crew: Crew
 
     def __init__(self, limits: Watchfulness, outlook: Outlook, clock: Clock) -> None:
-        self._limits, self._outlook, self._clock = limits, outlook, clock
+        self._limits, self._outlook = limits, outlook
         self.roster = Roster(
             heartbeat_s=limits.heartbeat_s, on_status=outlook.status, on_loss=self.lost
         )
         self.n_lost, self.is_serving = 0, False
-        self._deaths: deque[float] = deque()
+        self._deaths = Deaths(limits.max_deaths, clock)
+        self._hires_spares = True
         self._expected: set[str] = set()
         self._vacancies: list[str] = []
         self._patience: Alarms[str] = Alarms()
@@ -62,14 +62,42 @@ class Overseer:
         self.roster.open(node)
         self.topology = Topology(controller=str(me), n_replicas=self._limits.replicas)
 
-    def start(self, layouts: Iterable[PipelineLayout], crew: Crew, *, n_external: int) -> None:
-        """Hire a worker for every stage but the last ``n_external``, for which others join."""
+    def start(
+        self,
+        layouts: Iterable[PipelineLayout],
+        crew: Crew,
+        *,
+        n_external: int,
+        orphans: Sequence[Orphan] = (),
+    ) -> None:
+        """Hire a worker for every stage but the last ``n_external``, for which others join, and but
+        those that the ``orphans`` have."""
         self._crew = crew
         places = list(layouts)
-        n_hired = sum(len(layout.loads) for layout in places) - n_external
-        owners = [self._hire() for _ in range(n_hired)]
+        taken = {held.key: orphan.name for orphan in orphans for held in orphan.stages}
+        keys = [(load.pipeline, load.stage) for layout in places for load in layout.loads]
+        n_hired = len(keys) - n_external
+        owners = [taken.get(key) or self._hire() for key in keys[:n_hired]]
         owners += [self._open_vacancy(f"place {i}", limited=False) for i in range(n_external)]
-        self.add(places, owners + [self._hire() for _ in range(self._limits.spares)])
+        names = iter(owners)
+        for layout in places:
+            self.topology.add(layout, tuple(next(names) for _ in layout.loads))
+        for orphan in orphans:
+            self._take_in(orphan)
+        self._keep_spares()
+        self._reconcile()
+
+    def _take_in(self, orphan: Orphan) -> None:
+        """A worker of a former life of the controller is there, with its stages."""
+        member = self.roster.join(orphan.joined)
+        assert member is not None, f"there are two of {orphan.name}"
+        self._expected.add(orphan.name)
+        self.roster.listen(member, self._limits.silence_s)
+        for held in orphan.stages:
+            seat = self.topology.row(held.order.pipeline).seats[held.order.stage]
+            seat.fill(held.loaded)
+            self.roster.watch(member, held.loaded.actor)
+        self._show(member)
 
     def join(self, joined: Joined) -> None:
         """A worker asks for work."""
@@ -132,6 +160,11 @@ class Overseer:
             roster.tell(actor, DropReplicas(pipeline=pipeline))
         self._reconcile()
 
+    @property
+    def hired(self) -> list[Member]:
+        """The living workers that this program has started, itself or in a former life."""
+        return [each for each in self.roster.living if self._crew.was_hired(each.name)]
+
     def crew_for(self, n_workers: int) -> tuple[str, ...]:
         """So many workers: those with a stage, then those that wait, then new ones."""
         names = [name for name in self.topology.owners if self.roster.get(name)]
@@ -187,7 +220,7 @@ class Overseer:
         reason = suspicion if has_failed else str(end)
         if is_own_fault and not self.is_serving:
             self._mark(name, reason, 0.0)
-            self._give_up(StageFailed(name, reason))
+            self.give_up(StageFailed(name, reason))
         else:
             self._replace_lost(name, reason, 0.0)
 
@@ -214,12 +247,13 @@ class Overseer:
             return
         self._crew.kill(name)
         self._mark(name, reason, silence_s)
-        if len(self._deaths) > self._limits.max_deaths:
-            n, window_s = len(self._deaths), DEATHS_WINDOW_S
-            text = f"{reason}; it was loss number {n} within {window_s:g} s, and no more are mended"
-            self._give_up(StageFailed(name, text))
-            return
         seats = self.topology.seats_of(name)
+        verdict = self._deaths.verdict(seats)
+        if self.topology.given_up and seats:
+            verdict = f"{verdict or 'it is not mended'}: another pipeline is given up"
+        if verdict:
+            self._lay_down(StageFailed(name, f"{reason}; {verdict}"), seats)
+            return
         waits = self.is_serving and self._idle()  # before, spares take nobody's place
         if seats and self._crew.was_hired(name) and not waits:
             self._hand_over(name, self._hire(name))
@@ -231,11 +265,8 @@ class Overseer:
         """Write down that a worker is lost, and empty its seats."""
         self._expected.discard(name)
         self.n_lost += 1
-        now = self._clock.time()
-        self._deaths.append(now)
-        while self._deaths[0] < now - DEATHS_WINDOW_S:
-            self._deaths.popleft()
         seats = self.topology.seats_of(name)
+        self._deaths.note(seats)
         for seat in seats:
             self._alarms.quiet(seat)
             seat.vacate()
@@ -243,6 +274,22 @@ class Overseer:
         if member is not None:
             self.roster.shut_out(member, reason)
         self._outlook.lost(seats, name, reason, silence_s)
+
+    def _lay_down(self, error: StageFailed, seats: list[Seat]) -> None:
+        """A place is given up. Without spares all goes on, and without the prompt stages what has
+        its prompt; else nothing does."""
+        pipelines = {seat.key[0] for seat in seats}
+        if not seats:
+            self._hires_spares = False
+            self._outlook.degraded(None, error)
+        elif pipelines <= self.topology.given_up:
+            return
+        elif self.is_serving and self.topology.can_spare(pipelines):
+            self.topology.given_up |= pipelines
+            self._outlook.degraded(min(pipelines), error)
+            self._reconcile()
+        else:
+            self.give_up(error)
 
     def _hire(self, instead_of: str | None = None) -> str:
         name = self._crew.hire(instead_of)
@@ -255,14 +302,15 @@ class Overseer:
         if limited:
             limit_s = self._limits.start_limit_s
             error = StageFailed(name, f"nobody took it within {limit_s:g} s")
-            self._patience.set(name, limit_s, self._give_up, error)
+            self._patience.set(name, limit_s, self.give_up, error)
         return name
 
     def _hand_over(self, name: str, owner: str) -> None:
         for seat in self.topology.seats_of(name):
             seat.owner = owner
 
-    def _give_up(self, error: StageFailed) -> None:
+    def give_up(self, error: StageFailed) -> None:
+        """Mend nothing any more: the cluster fails."""
         if not self._is_over:
             self._end()
             self._outlook.failed(error)
@@ -334,7 +382,7 @@ class Overseer:
         """Hire as many as are missing, once nothing is more urgent."""
         owners = set(self.topology.owners)
         waiting = [name for name in self._expected if name not in owners]
-        for _ in range(self._limits.spares - len(waiting)):
+        for _ in range(self._limits.spares - len(waiting) if self._hires_spares else 0):
             self._hire()
 
     def _idle(self) -> list[Member]:

@@ -1,4 +1,4 @@
-"""Bringing a replaced stage's logs back from the workers that keep copies of them.
+"""Bringing a stage's logs back: from what it still has itself, or from workers that keep copies.
 
 Every log that is wanted is answered once, with what could be had; whoever dies meanwhile only
 makes that less. One task per Restore, which waits for nothing without a limit.
@@ -7,7 +7,7 @@ makes that less. One task per Restore, which waits for nothing without a limit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -25,6 +25,8 @@ ARRIVAL_LIMIT_S = 10.0
 
 Name: TypeAlias = tuple[int, int, int]
 """A log: slot, sequence and epoch."""
+Held = Callable[[Restore], Mapping[Wanted, int]]
+"""Of the logs of a Restore, how much the stage has itself."""
 Answer = Callable[[Seat, Wanted, int], None]
 """``(seat, wanted, length)``: the stage holds this much of the log again."""
 
@@ -34,6 +36,7 @@ class _Wishes:
     """The logs that one Restore wants brought to a stage, and what has become of them."""
 
     open: dict[Name, Wanted]
+    held: dict[Wanted, int] = field(default_factory=dict)
     answered: set[Name] = field(default_factory=set)
     arrivals: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: set[Name] = field(default_factory=set)
@@ -54,10 +57,11 @@ class Restorer:
         self._node, self._roster = node, roster
         self._answer, self._done = answer, done
         self._wishes: dict[Seat, list[_Wishes]] = {}
+        self.held: Held = lambda command: {}
 
     def begin(self, seat: Seat, command: Restore) -> None:
         """Have logs brought to a stage."""
-        wishes = _Wishes({(log.slot, log.seq, log.epoch): log for log in command.logs})
+        wishes = _Wishes({_name(log): log for log in command.logs}, dict(self.held(command)))
         running = [each for each in self._wishes.get(seat, ()) if not each.is_over]
         self._wishes[seat] = [*running, wishes]
         wishes.task = asyncio.get_running_loop().create_task(
@@ -93,6 +97,8 @@ class Restorer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _restore(self, seat: Seat, wishes: _Wishes) -> None:
+        for log, length in wishes.held.items():
+            self._settle(seat, wishes, _name(log), length)
         for holder in seat.holders:
             if wishes.open and self._roster.has_holder(holder):
                 await self._restore_from(holder, seat, wishes)
@@ -132,6 +138,10 @@ class Restorer:
         wanted = wishes.open.pop(name)
         wishes.answered.add(name)
         self._answer(seat, wanted, length)
+
+
+def _name(log: Wanted) -> Name:
+    return log.slot, log.seq, log.epoch
 
 
 def _ranges(logs: Iterable[Wanted]) -> tuple[LogRange, ...]:

@@ -40,6 +40,11 @@ class RequestStream:
     def is_ended(self) -> bool:
         return not self._open_samples or self._error is not None
 
+    @property
+    def place(self) -> Place:
+        """Where the request is."""
+        return self.stays[-1][0]
+
     def entered(self, place: Place, now: float) -> None:
         """The request has come to another place."""
         self.stays.append((place, now))

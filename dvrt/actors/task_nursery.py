@@ -86,6 +86,9 @@ class TaskNursery(WorkerNursery):
         self._workers = [*(each for each in self._workers if each.exit is None), worker]
         return worker
 
+    async def adopt(self, name: str, pid: int, started: int) -> TaskWorker:
+        raise StageFailed(name, "a task has ended with the nursery that began it")
+
     async def aclose(self, *, limit_s: float = 5.0) -> None:
         self._is_closing = True
         try:

@@ -111,12 +111,16 @@ class Row:
 
 
 class Topology:
-    """All current pipelines. Each log is copied to ``n_replicas`` other workers at most."""
+    """All current pipelines. Each log is copied to ``n_replicas`` other workers at most.
+
+    Those that are ``given_up`` wait for nobody.
+    """
 
     def __init__(self, *, controller: str, n_replicas: int) -> None:
         self._controller = controller
         self._n_replicas = n_replicas
         self._rows: dict[int, Row] = {}
+        self.given_up: set[int] = set()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -178,7 +182,13 @@ class Topology:
 
     @property
     def is_ready(self) -> bool:
-        return self.is_settled and all(row.is_ready for row in self._rows.values())
+        needed = [row for key, row in self._rows.items() if key not in self.given_up]
+        return self.is_settled and all(row.is_ready for row in needed)
+
+    def can_spare(self, pipelines: set[int]) -> bool:
+        """Whether something can still be served without these."""
+        rest = [row.plan.purpose for key, row in self._rows.items() if key not in pipelines]
+        return len(self._rows) == 2 and rest == [Purpose.TOKEN]
 
     def wish(
         self, seat: Seat, replicas: Mapping[str, str], archives: Mapping[str, str]

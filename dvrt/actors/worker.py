@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -58,6 +59,18 @@ class Worker(ABC):
 PauseCallback = Callable[[Worker, bool], None]
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process of this machine began, in ticks since the machine did; None without one.
+
+    Together with the pid this is one process and no other.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
 class WorkerNursery(ABC):
     """Starts workers and ends them all when it closes. An async context manager."""
 
@@ -77,6 +90,13 @@ class WorkerNursery(ABC):
         them, are seen by ``wait``. ``on_pause(worker, True)`` is called when it is stopped by a
         signal, ``(worker, False)`` when it goes on. Raises StageFailed when no worker could be
         started within the deadline.
+        """
+
+    @abstractmethod
+    async def adopt(self, name: str, pid: int, started: int) -> Worker:
+        """Take in a worker that another nursery has started, which is no more, as its own.
+
+        ``started`` is what ``start_ticks`` said of it. Raises StageFailed when it is not there.
         """
 
     @abstractmethod

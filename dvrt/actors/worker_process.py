@@ -1,4 +1,4 @@
-"""What runs in a worker: a node, one actor, and a lease of the controller.
+"""What runs in a worker: a node, one actor, and its tenure under the controller.
 
 The same coroutine runs in a process of its own or, in a stand-in, as a task among others.
 """
@@ -13,19 +13,23 @@ import socket
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import dvrt
 from dvrt.actors.actor import Actor
 from dvrt.actors.cell import STOPPED
-from dvrt.actors.lease import Lease, NoWatchdog, ProcessWatchdog
+from dvrt.actors.claims import CUSTODIAN
+from dvrt.actors.lease import NoWatchdog, ProcessWatchdog
 from dvrt.actors.limits import NodeLimits
 from dvrt.actors.messages import Joined
 from dvrt.actors.node import Node, household
 from dvrt.actors.ref import ActorRef, split_ref
+from dvrt.actors.tenure import Custodian, Tenure
 from dvrt.errors import ConfigError
 from dvrt.transport.tcp import split_host_port
-from dvrt.wire import Message, decode, message
+from dvrt.wire import Message, decode, encode, message
 
 FAILED = 1
 LEASE_ENDED = 3
@@ -46,7 +50,8 @@ class WorkerBoot:
     ``address`` is where its node listens; empty: at the interface that leads to the controller.
     ``replica_bytes`` bounds the copies that it keeps of others' logs; 0 is no limit. It joins
     ``start_s`` after its beginning at the earliest. In the directory ``persist``, if one is given,
-    it keeps the logs of its own stages.
+    it keeps the logs of its own stages. It belongs to life ``generation`` of its controller; when
+    that is gone, it waits ``orphan_grace_s`` for a later one.
     """
 
     name: str
@@ -58,14 +63,23 @@ class WorkerBoot:
     replica_bytes: int = 0
     start_s: float = 0.0
     persist: str = ""
+    orphan_grace_s: float = 0.0
+    generation: int = 0
+
+
+def terms_of(boot: WorkerBoot) -> bytes:
+    """All that must be the same for a worker to be as good as one with this boot."""
+    general = replace(boot, name="", secret=b"", address="", start_s=0.0, generation=0)
+    return dvrt.__version__.encode() + encode(general)
 
 
 async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor]) -> int:
     """Join the cluster and live until the actor or the lease ends; returns the exit code.
 
     That is 0 when it or the controller's actor was stopped, FAILED when it failed, LEASE_ENDED
-    when the controller is gone. Cancelled, it stops the actor and leaves. In a process of its own
-    a watchdog sees to it that all this does not take for ever. Raises ConfigError for a bad boot.
+    when the controller is gone and no later life of it has come. Cancelled, it stops the actor and
+    leaves. In a process of its own a watchdog sees to it that all this does not take for ever.
+    Raises ConfigError for a bad boot.
     """
     over: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
@@ -77,35 +91,40 @@ async def worker_main(boot: WorkerBoot, make_actor: Callable[[WorkerBoot], Actor
     limits = NodeLimits(stop_s=STOP_S, flush_s=STOP_S / 2)
     node = Node(name=boot.name, secret=boot.secret, address=address, role="worker", limits=limits)
     async with node:
-        lease = Lease(
+        tenure = Tenure(
             node,
             node.ref(boot.controller),
             interval_s=boot.heartbeat_s,
             length_s=boot.lease_s,
+            grace_s=boot.orphan_grace_s,
+            generation=boot.generation,
             watchdog=ProcessWatchdog() if household.get() is None else NoWatchdog(),
             on_end=lambda why, is_orderly: end(0 if is_orderly else LEASE_ENDED, why),
         )
         try:
             me = node.spawn(make_actor(boot), name=boot.name)
             node.watch(me, lambda _, why: end(0 if why.startswith(STOPPED) else FAILED, why))
-            await _join(node, boot, me)
+            joined = _joined(boot, me)
+            if boot.orphan_grace_s:
+                custodian = Custodian(tenure, joined, terms=terms_of(boot))
+                node.spawn(custodian, name=CUSTODIAN)
+            await node.ref(boot.controller).tell(joined, sender=me)
             code, reason = await over
         finally:
-            lease.close(stop_s=WATCHDOG_STOP_S)
-    lease.over()
+            tenure.close(stop_s=WATCHDOG_STOP_S)
+    tenure.over()
     _log.log(logging.WARNING if code else logging.INFO, "worker %s ends: %s", boot.name, reason)
     return code
 
 
-async def _join(node: Node, boot: WorkerBoot, me: ActorRef) -> None:
-    joined = Joined(
+def _joined(boot: WorkerBoot, me: ActorRef) -> Joined:
+    return Joined(
         worker=boot.name,
         pid=os.getpid(),
         host_actor=me.address,
         replica_actor=f"{me.node_address}/replicas",
         archive_actor=f"{me.node_address}/archive" if boot.persist else "",
     )
-    await node.ref(boot.controller).tell(joined, sender=me)
 
 
 async def address_towards(actor: str) -> str:

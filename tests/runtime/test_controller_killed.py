@@ -48,6 +48,10 @@ class Launch:
         self._process: subprocess.Popen[bytes] | None = None
         self.family: set[int] = set()
 
+    def give(self, *options: str) -> None:
+        """Later starts have these as well; the last of two equal ones counts."""
+        self._command += options
+
     def start(self) -> None:
         self._process = subprocess.Popen(
             self._command, cwd=HOUSE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
