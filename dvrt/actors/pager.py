@@ -75,7 +75,6 @@ class Pager:
         self,
         model: SwappingModel,
         *,
-        n_microbatches: int,
         compute: Compute,
         lane_in: Compute,
         lane_out: Compute,
@@ -87,7 +86,6 @@ class Pager:
     ) -> None:
         """``bandwidth`` is the bytes a second that each lane is held to; 0 is no limit."""
         self._model = model
-        self._n_microbatches = n_microbatches
         self._compute, self._lane_in, self._lane_out = compute, lane_in, lane_out
         self._entry_bytes, self._bandwidth = entry_bytes, bandwidth
         self._clock = clock
@@ -148,9 +146,7 @@ class Pager:
         microbatch, frames = waiting.step.microbatch, self._model.frames
         if not self._computing.total():
             self._waited_s += self._clock.time() - max(waiting.since, self._free_since)
-        for skipped in range(1, frames.turn(microbatch) + 1):
-            self._rows.pop((frames.latest + skipped) % self._n_microbatches, None)
-        frames.latest = microbatch
+        frames.begin(microbatch)
         frames.pin(microbatch)
         self._computing[microbatch] += 1
         self._rows[microbatch] = tuple(_extended(waiting.step))
@@ -187,13 +183,9 @@ class Pager:
             self._load(self._queue[0].step.microbatch, self._queue[0].needs)
             return
         frames = self._model.frames
-        for ahead in range(1, self._n_microbatches):
-            microbatch = (frames.latest + ahead) % self._n_microbatches
-            rows = self._rows.get(microbatch)
-            if rows is not None:
-                needs = self._model.lengths(rows)
-                self._load(microbatch, needs, after=frames.turn(microbatch))
-                return
+        for microbatch in frames.upcoming()[:1]:
+            needs = self._model.lengths(self._rows.get(microbatch, ()))
+            self._load(microbatch, needs, after=frames.turn(microbatch))
 
     def _load(self, microbatch: int, needs: Mapping[int, int], *, after: int = -1) -> None:
         """Give the microbatch a frame, if one can be given up, and copy in what it lacks there."""

@@ -46,7 +46,6 @@ class Swapping:
         entry_bytes = _entry_bytes(order, model)
         self._pager = Pager(
             model,
-            n_microbatches=spec.n_microbatches,
             compute=compute,
             lane_in=self._lanes[0],
             lane_out=self._lanes[1],

@@ -275,7 +275,7 @@ class SwappingModel:
         if self._frames.frame(microbatch) is None:
             if not self.claim(microbatch):
                 raise ProtocolError(f"no frame for microbatch {microbatch}: {self._frames!r}")
-            self._frames.latest = microbatch
+            self._frames.begin(microbatch)
         self.swap_in(self.lacks(lengths))
         for slot, length in lengths.items():
             if self._ranges.cached(slot) < length:

@@ -9,16 +9,16 @@ class Frames:
     """``n_frames`` places on the device for ``n_microbatches`` that take turns.
 
     A pinned frame is computed on or copied, and stays. Of the others the one whose turn is
-    farthest away is given up first: the turns are cyclic, so that is known and not guessed.
+    farthest away is given up first. Turns come round as they did the last time; a microbatch that
+    others have passed over for a whole round is idle, and expected last of all.
     """
 
     def __init__(self, n_frames: int, n_microbatches: int) -> None:
         self._held: list[int | None] = [None] * n_frames
         self._frames: dict[int, int] = {}
         self._pins = [0] * n_frames
-        self._n_microbatches = n_microbatches
-        self.latest = n_microbatches - 1
-        """The microbatch that had its turn last."""
+        self._order = list(range(n_microbatches))
+        self._passed = [n_microbatches] * n_microbatches
 
     def __repr__(self) -> str:
         held = zip(self._held, self._pins, strict=True)
@@ -33,9 +33,24 @@ class Frames:
     def unpin(self, microbatch: int) -> None:
         self._pins[self._frames[microbatch]] -= 1
 
+    def begin(self, microbatch: int) -> None:
+        """It is this microbatch's turn."""
+        place = self._order.index(microbatch)
+        for passed in self._order[:place]:
+            self._passed[passed] += 1
+        self._passed[microbatch] = 0
+        self._order.append(self._order.pop(place))
+
     def turn(self, microbatch: int) -> int:
         """How many turns of others come before this microbatch's next one."""
-        return (microbatch - self.latest - 1) % self._n_microbatches
+        return self._order.index(microbatch) + len(self._order) * self._is_idle(microbatch)
+
+    def upcoming(self) -> list[int]:
+        """Those that are expected before the one that had its turn last, the next one first."""
+        return [each for each in self._order[:-1] if not self._is_idle(each)]
+
+    def _is_idle(self, microbatch: int) -> bool:
+        return self._passed[microbatch] >= len(self._order)
 
     def victim(self, *, after: int = -1) -> int | None:
         """The frame to be given up next; None when all are pinned or needed too soon.

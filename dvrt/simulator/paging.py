@@ -100,9 +100,7 @@ class Paging:
         microbatch, frames = step.microbatch, self._frames
         start_s = max(self._now, self._free_s)
         self.wait_s += start_s - max(begin_s, self._free_s)
-        for skipped in range(1, frames.turn(microbatch) + 1):
-            self._rows.pop((frames.latest + skipped) % self._n_microbatches, None)
-        frames.latest = microbatch
+        frames.begin(microbatch)
         frames.pin(microbatch)
         self._computing[microbatch] += 1
         self._rows[microbatch] = step.held_bytes + step.new_bytes
@@ -148,12 +146,8 @@ class Paging:
             self._load(self._waiting.microbatch, self._waiting.held_bytes, after=-1)
             return
         frames = self._frames
-        for ahead in range(1, self._n_microbatches):
-            microbatch = (frames.latest + ahead) % self._n_microbatches
-            size_bytes = self._rows.get(microbatch)
-            if size_bytes is not None:
-                self._load(microbatch, size_bytes, after=frames.turn(microbatch))
-                return
+        for microbatch in frames.upcoming()[:1]:
+            self._load(microbatch, self._rows[microbatch], after=frames.turn(microbatch))
 
     def _load(self, microbatch: int, size_bytes: float, *, after: int) -> None:
         """Give the microbatch a frame, if one can be given up, and copy in what it lacks there."""

@@ -203,7 +203,27 @@ def test_the_frame_whose_turn_is_last_is_given_up(n_frames: int, n_microbatches:
                 others, key=frames.turn
             )
             frames.give(victim, microbatch)
-        frames.latest = microbatch
-    frames.pin(frames.latest)
-    held = frames.frame(frames.latest)
-    assert frames.victim() != held
+        frames.begin(microbatch)
+    frames.pin(microbatch)
+    assert frames.victim() != frames.frame(microbatch)
+
+
+def test_turns_come_round_as_they_did_the_last_time() -> None:
+    frames = Frames(2, 4)
+    for microbatch in (0, 1, 2, 3) + (3, 1, 2, 0) * 2:
+        frames.begin(microbatch)
+    for expected in (3, 1, 2, 0) * 3:
+        assert frames.upcoming()[0] == expected
+        assert frames.turn(expected) == 0
+        frames.begin(expected)
+
+
+def test_a_microbatch_that_is_late_is_waited_for_and_an_idle_one_is_not() -> None:
+    frames = Frames(2, 3)
+    for microbatch in (0, 1, 2, 1):
+        frames.begin(microbatch)
+    assert frames.upcoming() == [0, 2]
+    for microbatch in (2, 1):
+        frames.begin(microbatch)
+    assert frames.upcoming() == [2]
+    assert frames.turn(0) > frames.turn(1) > frames.turn(2)
