@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dvrt.actors.compute import Compute, LoopCompute, ThreadCompute
 from dvrt.actors.executor import StageExecutor
@@ -13,11 +16,18 @@ from dvrt.actors.host import HostActor
 from dvrt.actors.messages import LoadStage
 from dvrt.actors.model import StageModel
 from dvrt.actors.worker_process import WorkerBoot, worker_main
+from dvrt.errors import ModelError
 from dvrt.kv.spans import Span
+from dvrt.models.checkpoint import read_tensor_index
 from dvrt.models.hash_model import HashModel
+from dvrt.models.held_weights import HeldWeights
+from dvrt.models.read_ahead import read_ahead
 from dvrt.models.sampling import draw
 from dvrt.models.swap_hash import swapping_hash_model
 from dvrt.virtual import VirtualLoop
+
+if TYPE_CHECKING:
+    from dvrt.models.runner import StageRunner
 
 _log = logging.getLogger("dvrt.actors")
 
@@ -29,21 +39,40 @@ async def run_stage_worker(boot: WorkerBoot) -> int:
 
 
 def make_host(boot: WorkerBoot) -> HostActor:
+    held = HeldWeights()
     return HostActor(
         boot.name,
         boot.controller,
         replica_bytes=boot.replica_bytes or sys.maxsize,
         persist=Path(boot.persist) if boot.persist else None,
-        make_executor=make_executor,
+        make_executor=partial(make_executor, held=held),
         make_compute=make_compute,
+        prepare=partial(prepare, held=held),
     )
 
 
-def make_executor(order: LoadStage) -> StageExecutor:
+def prepare(order: LoadStage, is_over: Callable[[], bool], *, held: HeldWeights) -> None:
+    """All weights of the order's model come to this process's memory, or as near as it permits;
+    and a stage on the CPU is loaded once, for all that takes longer the first time."""
+    directory = Path(order.spec.directory)
+    try:
+        if not held.hold(read_tensor_index(directory), is_over=is_over):
+            read_ahead(directory, is_over=is_over)
+        elif order.spec.device == "cpu" and not is_over():
+            _make_runner(order, held)
+    except (ModelError, OSError):  # whoever loads it says what is wrong
+        return
+
+
+def make_executor(order: LoadStage, *, held: HeldWeights) -> StageExecutor:
     """Load the stage's model; runs on the compute thread. Raises ModelError, OutOfMemory."""
     spec = order.spec
+    try:
+        model = _make_model(order, held)
+    finally:
+        held.drop()
     return StageExecutor(
-        _make_model(order),
+        model,
         span=Span.of(spec.first, spec.stop),
         n_layers=spec.n_layers,
         n_slots=spec.n_slots,
@@ -53,23 +82,28 @@ def make_executor(order: LoadStage) -> StageExecutor:
     )
 
 
-def _make_model(order: LoadStage) -> StageModel:
+def _make_model(order: LoadStage, held: HeldWeights) -> StageModel:
     spec = order.spec
     if spec.device == "null":
         return swapping_hash_model(spec, order.vocab_size) if spec.swaps else _hash_model(order)
-    from dvrt.models.runner import StageRunner
-    from dvrt.models.selfcheck import check_exactness
-
-    runner = StageRunner(spec.on_device())
-    if spec.exact:
-        found = check_exactness(runner)
-        if not found.holds:
-            _log.warning("stage %d: %s", order.stage, found)
+    runner = _make_runner(order, held)
     if not spec.swaps:
         return runner
     from dvrt.models.swap_arena import swap_runner
 
     return swap_runner(runner, spec)
+
+
+def _make_runner(order: LoadStage, held: HeldWeights) -> StageRunner:
+    from dvrt.models.runner import StageRunner
+    from dvrt.models.selfcheck import check_exactness
+
+    runner = StageRunner(order.spec.on_device(), held=held)
+    if order.spec.exact:
+        found = check_exactness(runner)
+        if not found.holds:
+            _log.warning("stage %d: %s", order.stage, found)
+    return runner
 
 
 def _hash_model(order: LoadStage) -> HashModel:

@@ -14,7 +14,7 @@ from dvrt.actors.messages import CloseStage, LoadStage, StopWorker, WarmUp
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.replicas import ReplicaActor
 from dvrt.actors.stage import MakeCompute, MakeExecutor, StageActor
-from dvrt.actors.warmth import Warmth
+from dvrt.actors.warmth import Prepare, Warmth
 from dvrt.errors import ProtocolError, StageFailed
 from dvrt.wire import Message
 
@@ -34,6 +34,7 @@ class HostActor(Actor):
         replica_bytes: int,
         make_executor: MakeExecutor,
         make_compute: MakeCompute,
+        prepare: Prepare,
         persist: Path | None = None,
     ) -> None:
         self._worker, self._controller_address = worker, controller
@@ -41,7 +42,7 @@ class HostActor(Actor):
         self._replica_bytes = replica_bytes
         self._make_executor, self._make_compute = make_executor, make_compute
         self._stages: dict[str, Holding] = {}
-        self._warmth = Warmth()
+        self._warmth = Warmth(prepare)
 
     async def on_start(self) -> None:
         replicas = ReplicaActor(self._controller_address, limit_bytes=self._replica_bytes)

@@ -1,24 +1,31 @@
-"""A spare's weights in its host's memory, before it is known which of them it will need."""
+"""What a spare does ahead, before it is known which stage it will be."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from pathlib import Path
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from dvrt.actors.messages import LoadStage
-from dvrt.models.read_ahead import read_ahead
+
+Prepare = Callable[[LoadStage, Callable[[], bool]], None]
+"""Does for the stages of an order's model what can be done ahead, until it is told that it is over;
+never raises. Runs on a thread of its own."""
+LOWEST_PRIORITY = 19
 
 
 class Warmth:
     """What a worker has done for the stages that it may have to load. Belongs to its loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare = prepare
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
 
     def begin(self, order: LoadStage) -> None:
-        """Get the weights of this order's model, of all stages; the first time only."""
+        """Prepare for this order's model, for all of its stages; the first time only."""
         if self._task is None and not self._is_over:
             self._task = asyncio.get_running_loop().create_task(self._warm_up(order))
 
@@ -33,7 +40,7 @@ class Warmth:
             await asyncio.sleep(order.timing.read_s)
 
     def close(self) -> None:
-        """Get no more; harmless twice."""
+        """Do no more; harmless twice."""
         self._is_over = True
         if self._task is not None:
             self._task.cancel()
@@ -42,6 +49,15 @@ class Warmth:
         if order.spec.device == "null":
             await asyncio.sleep(order.n_stages * order.timing.read_s if order.timing else 0.0)
             return
-        directory = Path(order.spec.directory)
-        with suppress(OSError):  # whoever loads it says what is wrong
-            await asyncio.to_thread(read_ahead, directory, is_over=lambda: self._is_over)
+        thread = ThreadPoolExecutor(1, "dvrt warm-up", initializer=_give_way)
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                thread, self._prepare, order, lambda: self._is_over
+            )
+        finally:
+            thread.shutdown(wait=False)
+
+
+def _give_way() -> None:
+    """On Linux a thread has a priority of its own: those who serve go first."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -19,6 +19,7 @@ from dvrt.models.architecture import find_architecture
 from dvrt.models.attention import EXACT, FAST
 from dvrt.models.checkpoint import TensorEntry, read_tensor_index
 from dvrt.models.families import Cut, find_cut
+from dvrt.models.held_weights import HeldWeights
 from dvrt.models.modules import AddsNothing, PassThrough
 from dvrt.models.spec import StageSpec
 from dvrt.models.weights import Progress, read_tensors
@@ -41,7 +42,9 @@ class LoadedStage:
     weights_bytes: int
 
 
-def load_stage(spec: StageSpec, progress: Progress | None = None) -> LoadedStage:
+def load_stage(
+    spec: StageSpec, progress: Progress | None = None, held: HeldWeights | None = None
+) -> LoadedStage:
     """Build and load. Raises ModelError naming the tensor and file that is missing or wrong."""
     device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
     model, cut = _build(spec, dtype)
@@ -50,7 +53,7 @@ def load_stage(spec: StageSpec, progress: Progress | None = None) -> LoadedStage
     entries = read_tensor_index(Path(spec.directory))
     _untie_own_head(model, spec, entries)
     wanted = _find_tensors(model, inner, cut, spec, entries)
-    tensors = read_tensors(wanted, dtype, device, progress)
+    tensors = read_tensors(wanted, dtype, device, progress, held)
     _make_buffers(model, device)
     _put(model, tensors)
     model.train(mode=False)

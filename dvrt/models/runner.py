@@ -17,6 +17,7 @@ from dvrt.errors import ProtocolError
 from dvrt.models.arena import Arena, Entries, SlotRange, round_up
 from dvrt.models.cache import ArenaCache
 from dvrt.models.forward import Forward
+from dvrt.models.held_weights import HeldWeights
 from dvrt.models.loader import load_stage
 from dvrt.models.spec import EXTENT_TOKENS, StageSpec
 from dvrt.models.trials import examine
@@ -35,16 +36,19 @@ class StageRunner:
     """The layers [first, stop) of a checkpoint. See ``StageSpec`` for slots, rows and exactness.
 
     Make it and call it on one thread; ``n_threads`` is that thread's setting in PyTorch.
-    Raises ModelError for a checkpoint that cannot be loaded or run.
+    Weights that are ``held`` are not read again. Raises ModelError for a checkpoint that cannot be
+    loaded or run.
     """
 
-    def __init__(self, spec: StageSpec, progress: Progress | None = None) -> None:
+    def __init__(
+        self, spec: StageSpec, progress: Progress | None = None, held: HeldWeights | None = None
+    ) -> None:
         self.spec = spec
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._device = torch.device(spec.device)
         self._use_threads()
         with torch.inference_mode():
-            stage = load_stage(spec, progress)
+            stage = load_stage(spec, progress, held)
             self.weights_bytes = stage.weights_bytes
             extent = round_up(round_up(spec.max_context, spec.chunk_tokens), EXTENT_TOKENS)
             self._forward = Forward(stage, spec, extent=extent)

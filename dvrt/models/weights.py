@@ -12,6 +12,7 @@ import torch
 
 from dvrt.errors import ModelError
 from dvrt.models.checkpoint import TensorEntry
+from dvrt.models.held_weights import HeldWeights
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
@@ -23,16 +24,26 @@ _TYPES = {
 }  # fmt: skip
 
 
-def read_tensor(entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def read_tensor(
+    entry: TensorEntry, dtype: torch.dtype, device: torch.device, held: HeldWeights | None = None
+) -> torch.Tensor:
     """One tensor; floating point becomes ``dtype``. Raises ModelError naming file and tensor."""
+    tensor = held.find(entry) if held is not None else None
+    if tensor is None:
+        tensor = read_as_saved(entry)
+    wanted = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device=device, dtype=wanted)
+
+
+def read_as_saved(entry: TensorEntry) -> torch.Tensor:
+    """One tensor in host memory, of the type that the file has. Raises ModelError likewise."""
     saved = _TYPES.get(entry.dtype)
     if saved is None:
         raise ModelError(f"{entry.file}: tensor {entry.name} is of type {entry.dtype}")
     tensor = torch.empty(entry.shape, dtype=saved)
     if entry.nbytes:
         _fill(entry, tensor)
-    wanted = dtype if saved.is_floating_point else saved
-    return tensor.to(device=device, dtype=wanted)
+    return tensor
 
 
 def _fill(entry: TensorEntry, tensor: torch.Tensor) -> None:
@@ -62,11 +73,12 @@ def read_tensors(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None = None,
+    held: HeldWeights | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors under the names they are wanted by, in the files' order."""
     total, done, out = sum(entry.nbytes for entry in wanted.values()), 0, {}
     for name, entry in sorted(wanted.items(), key=lambda item: (item[1].file, item[1].offset)):
-        out[name] = read_tensor(entry, dtype, device)
+        out[name] = read_tensor(entry, dtype, device, held)
         done += entry.nbytes
         if progress is not None:
             progress(done, total)
