@@ -29,8 +29,15 @@ class _Flight:
     """A step that has left and not come back: since when, and what it computes."""
 
     began: float
-    kind: str
     pipeline: int
+    rows: int
+    chunks: int
+
+    @property
+    def kind(self) -> str:
+        if self.chunks:
+            return "mixed" if self.rows else "prompt"
+        return "token"
 
 
 class Chronicle:
@@ -170,7 +177,8 @@ class Chronicle:
         self._trace_request(stream)
 
     def launched(self, step: Step) -> None:
-        self._flights[step.id] = _Flight(self._clock.time(), _kind(step), step.pipeline)
+        rows, chunks = len(step.decodes), len(step.chunks)
+        self._flights[step.id] = _Flight(self._clock.time(), step.pipeline, rows, chunks)
 
     def rewound(self, rewind: Rewind) -> None:
         """Steps that are void do not come back."""
@@ -182,6 +190,9 @@ class Chronicle:
         """A step is back; its stages' spans go into the metrics and the trace."""
         flight = self._flights.pop(done.id, None)
         kind = flight.kind if flight is not None else "token"
+        arguments = {"step": done.id}
+        if flight is not None:
+            arguments |= {"rows": flight.rows, "chunks": flight.chunks}
         self._lags.finished(done.pipeline, done.id, done.microbatch)
         self.mendings.landed(done)
         for stage, (began, busy_s) in enumerate(done.spans):
@@ -193,7 +204,7 @@ class Chronicle:
                     lane=f"pipeline {done.pipeline} stage {stage}",
                     start_s=began,
                     duration_s=busy_s,
-                    arguments={"step": done.id},
+                    arguments=arguments,
                 )
 
     def _trace_request(self, stream: RequestStream) -> None:
@@ -220,9 +231,3 @@ class Chronicle:
                 start_s=began,
                 duration_s=seconds,
             )
-
-
-def _kind(step: Step) -> str:
-    if step.chunks:
-        return "mixed" if step.decodes else "prompt"
-    return "token"

@@ -46,7 +46,8 @@ REAL_MODEL: Mapping[str, Any] = {
 class Case:
     """One deployment: how it is launched, what the simulator is told, and the rate of requests.
 
-    ``fails`` has the same cluster serve the trace once more, with a worker that is killed.
+    ``fails`` has the same cluster serve the trace once more, with a worker that is killed. A cluster
+    that ``is_cold`` serves a few requests before.
     """
 
     name: str
@@ -55,10 +56,13 @@ class Case:
     deployment: Deployment
     rate_per_s: float
     fails: bool = False
+    is_cold: bool = True
 
     @property
     def warm_up(self) -> int:
         """Enough requests for every row to have been used."""
+        if not self.is_cold:
+            return 0
         line = self.deployment.tokens
         return line.n_microbatches * line.batch_size
 
@@ -114,7 +118,7 @@ def null_side(folder: Path, *, quick: bool) -> Side:
     probe = _probe(stages, quick=quick)
     runtime = runtime_figures(
         measure_runtime(str(model), probe, **device),
-        lambda rows, context: [TIMING.decode_step_s([round(context) - 1] * rows)] * stages,
+        [TIMING] * stages,
         load_s=TIMING.start_s + TIMING.load_s,
         is_exact=False,
     )

@@ -1,7 +1,8 @@
 """What the runtime costs beside the model: steps, hops, and the replacement of a lost worker.
 
 Measured on a pipeline of real processes as it serves: one request alone, in whose laps all hops
-show, full microbatches, where only what a busy stage does shows, and workers that are killed.
+show, full microbatches, where only what a busy stage does shows, and workers that are killed. What
+the steps themselves take meanwhile is in the launch's trace.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import asyncio
 import os
 import signal
 import statistics
-from collections.abc import Callable
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import dvrt
 from dvrt.actors.cluster import Blueprint
+from dvrt.bench.stage_spans import StageSpan, read_spans
 from dvrt.config import LaunchOptions
+from dvrt.models.null_timing import NullTiming
 from dvrt.planner.parts import RuntimeFigures
 from dvrt.planner.profile import Profile
 from dvrt.simulator.deploy import profile_stages
@@ -25,9 +30,6 @@ from dvrt.simulator.deploy import profile_stages
 PROMPT = 8
 WHOLE_LIMIT_S = 60.0
 POLL_S = 0.02
-
-StageCosts = Callable[[int, float], list[float]]
-"""(rows, context) -> what a token step costs each stage, without the runtime."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,15 @@ class RuntimeSamples:
     probe: RuntimeProbe
     laps: list[Laps]
     replaced: list[Replaced]
+    spans: list[StageSpan]
+
+    def token_s(self, rows: int) -> list[float]:
+        """What a step took each stage that decoded so many rows and nothing else; the median."""
+        found: list[list[float]] = [[] for _ in range(self.probe.stages)]
+        for span in self.spans:
+            if span.rows == rows and not span.chunks:
+                found[span.stage].append(span.seconds)
+        return [statistics.median(each) for each in found]
 
 
 def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeSamples:
@@ -80,17 +91,18 @@ def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeS
 
     Raises as ``launch`` does, and TimeoutError where a stage is not replaced.
     """
-    launched = dvrt.launch(
-        model,
-        stages=probe.stages,
-        microbatches=probe.microbatches,
-        batch_size=probe.batch,
-        max_context=PROMPT + probe.tokens,
-        max_deaths=10_000,
-        **options,
-    )
 
-    async def serve() -> RuntimeSamples:
+    async def serve(trace: Path) -> RuntimeSamples:
+        launched = dvrt.launch(
+            model,
+            stages=probe.stages,
+            microbatches=probe.microbatches,
+            batch_size=probe.batch,
+            max_context=PROMPT + probe.tokens,
+            max_deaths=10_000,
+            trace=str(trace),
+            **options,
+        )
         async with launched as engine:
             await _lap_s(engine, probe, 1)
             laps = [await _laps(engine, probe) for _ in range(probe.rounds)]
@@ -98,22 +110,24 @@ def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeS
                 await _replaced(engine, probe, number % probe.stages)
                 for number in range(probe.kills)
             ]
-            return RuntimeSamples(probe=probe, laps=laps, replaced=replaced)
+            return RuntimeSamples(probe=probe, laps=laps, replaced=replaced, spans=[])
 
-    return asyncio.run(serve())
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        return replace(asyncio.run(serve(trace)), spans=read_spans(trace))
 
 
 def runtime_figures(
-    samples: RuntimeSamples, costs: StageCosts, *, load_s: float, is_exact: bool
+    samples: RuntimeSamples, timings: Sequence[NullTiming], *, load_s: float, is_exact: bool
 ) -> RuntimeFigures:
-    """What is left of laps when the steps' own costs are taken off, and of recoveries the load.
+    """What is left of laps when the steps' own times are taken off, and of recoveries the load.
 
+    ``timings`` are those of the stages without the runtime, which steps are compared with as well.
     A full pipeline's lap is one step of each microbatch on the slowest stage; a lap alone is a step
     of each stage and one hop more. ``load_s`` is the load of one of the stages.
     """
     probe = samples.probe
-    full = costs(probe.batch, probe.context)
-    alone = costs(1, probe.context)
+    full, alone = samples.token_s(probe.batch), samples.token_s(1)
     full_s = statistics.median(each.full_s for each in samples.laps)
     alone_s = statistics.median(each.alone_s for each in samples.laps)
     step_s = max(0.0, full_s / probe.microbatches - max(full))
@@ -125,7 +139,31 @@ def runtime_figures(
         detect_s=statistics.median(each.detect_s for each in samples.replaced),
         restart_s=max(0.0, ready_s - load_s),
         is_exact=is_exact,
+        token_factor=sum(full) / sum(_token_s(each, probe, probe.batch) for each in timings),
+        prompt_factor=_prompt_factor(samples, timings),
     )
+
+
+def _token_s(timing: NullTiming, probe: RuntimeProbe, rows: int) -> float:
+    return timing.decode_step_s([round(probe.context) - 1] * rows)
+
+
+def _prompt_factor(samples: RuntimeSamples, timings: Sequence[NullTiming]) -> float:
+    """Of steps with chunks, after their decodes are taken off as they were measured."""
+    full = samples.token_s(samples.probe.batch)
+    ratios: list[float] = []
+    for span in samples.spans:
+        if not span.chunks:
+            continue
+        timing = timings[span.stage]
+        decodes_s = 0.0
+        if span.rows:
+            share = _token_s(timing, samples.probe, span.rows) / _token_s(
+                timing, samples.probe, samples.probe.batch
+            )
+            decodes_s = share * full[span.stage]
+        ratios.append((span.seconds - decodes_s) / (span.chunks * timing.chunk_step_s(0, PROMPT)))
+    return statistics.median(ratios)
 
 
 def probe_runtime(blueprint: Blueprint, probe: RuntimeProbe) -> RuntimeSamples:
@@ -146,18 +184,18 @@ def with_runtime(profile: Profile, samples: RuntimeSamples, options: LaunchOptio
     """The profile and what is left of the runtime's laps when its step times are taken off."""
     probe = samples.probe
     stages = profile_stages(
-        profile,
+        replace(profile, runtime=None),
         probe.stages,
         batch=probe.batch,
         chunk_tokens=options.chunk_tokens,
         exact=options.exact,
     )
 
-    def costs(rows: int, context: float) -> list[float]:
-        return [each.timing.decode_step_s([round(context) - 1] * rows) for each in stages]
-
     runtime = runtime_figures(
-        samples, costs, load_s=max(each.load_s for each in stages), is_exact=options.exact
+        samples,
+        [each.timing for each in stages],
+        load_s=max(each.load_s for each in stages),
+        is_exact=options.exact,
     )
     return replace(profile, runtime=runtime)
 

@@ -19,10 +19,12 @@ Figures = TypeVar("Figures", bound="DataclassInstance")
 class RuntimeFigures:
     """What the runtime costs beside the model, measured with its own processes; seconds.
 
-    ``step_s`` is what a busy stage takes for a step beside its compute, ``hop_s`` a step's way from
-    one process to the next and on to its compute. A killed worker is missed ``detect_s`` later, and
-    ``restart_s`` after that another has joined; then it loads its weights. ``is_exact`` says that
-    whole batches and chunks are computed, whatever is in them.
+    ``token_factor`` and ``prompt_factor`` are what steps take while stages serve, beside each other
+    and with pauses, over what they take alone and in a loop. ``step_s`` is what a busy stage takes
+    for a step beside its compute, ``hop_s`` a step's way from one process to the next and on to its
+    compute. A killed worker is missed ``detect_s`` later, and ``restart_s`` after that another has
+    joined; then it loads its weights. ``is_exact`` says that whole batches and chunks are computed,
+    whatever is in them.
     """
 
     step_s: float
@@ -30,6 +32,8 @@ class RuntimeFigures:
     detect_s: float
     restart_s: float
     is_exact: bool = False
+    token_factor: float = 1.0
+    prompt_factor: float = 1.0
 
     def __post_init__(self) -> None:
         check_numbers("runtime", self, may_be_zero=("step_s", "hop_s", "detect_s", "restart_s"))

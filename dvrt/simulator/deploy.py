@@ -105,7 +105,7 @@ def deploy_times(
             StageFigures(
                 first=first,
                 last=last,
-                timing=timing,
+                timing=served(timing, runtime),
                 load_s=timing.load_s,
                 step_s=runtime.step_s if runtime else 0.0,
             )
@@ -141,13 +141,29 @@ def profile_stages(
             StageFigures(
                 first=first,
                 last=last,
-                timing=timing,
+                timing=served(timing, runtime),
                 load_s=profile.load_s(last - first),
                 step_s=runtime.step_s if runtime else 0.0,
                 draw_s=profile.head_s(1) if runtime and last == layers else 0.0,
             )
         )
     return tuple(stages)
+
+
+def served(timing: NullTiming, runtime: RuntimeFigures | None) -> NullTiming:
+    """The times of steps while the runtime serves, where what that costs was measured."""
+    if runtime is None:
+        return timing
+    token, prompt = runtime.token_factor, runtime.prompt_factor
+    return replace(
+        timing,
+        decode_s=token * timing.decode_s,
+        decode_row_s=token * timing.decode_row_s,
+        decode_entry_s=token * timing.decode_entry_s,
+        chunk_s=prompt * timing.chunk_s,
+        prompt_token_s=prompt * timing.prompt_token_s,
+        prompt_entry_s=prompt * timing.prompt_entry_s,
+    )
 
 
 def padded(timing: NullTiming, batch: int, chunk_tokens: int) -> NullTiming:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +15,17 @@ from typing import Any
 import pytest
 import typer
 
+import dvrt
 from dvrt.bench import profiler
 from dvrt.bench.profile_links import LinkFigures, disk_rate
 from dvrt.bench.profile_runtime import Laps, Replaced, RuntimeProbe, RuntimeSamples, runtime_figures
 from dvrt.bench.profile_steps import layer_share, relative_errors
+from dvrt.bench.stage_spans import StageSpan, read_spans
 from dvrt.cli.plan import plan
 from dvrt.cli.profile import profile
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError, ModelError
+from dvrt.models.null_timing import NullTiming
 from dvrt.planner.model_info import read_model_info
 from dvrt.planner.profile import open_profile, read_profile
 from dvrt.planner.shapes import open_shape
@@ -37,11 +42,24 @@ LINKS = LinkFigures(
     disk=1e9,
     hop_s=5e-5,
 )
+
+
+def spans(rows: int, *seconds: float, chunks: int = 0) -> list[StageSpan]:
+    """A step of so many rows at each stage."""
+    return [
+        StageSpan(stage=stage, rows=rows, chunks=chunks, seconds=each)
+        for stage, each in enumerate(seconds)
+    ]
+
+
 SERVED = RuntimeSamples(
     probe=RuntimeProbe(stages=2, batch=4),
     laps=[Laps(alone_s=5.0, full_s=9.0)],
     replaced=[Replaced(detect_s=0.02, ready_s=3.0)],
+    spans=spans(4, 1e-6, 1e-6) + spans(1, 1e-6, 1e-6) + spans(0, 1e-6, 1e-6, chunks=1),
 )
+ALONE = {(0, 1): 1, (1, 0): 3}
+"""A request of four tokens: (rows, chunks) -> steps."""
 QUICK = ("--rounds", "3", "--batch-sizes", "1,4", "--prompt-lengths", "16,40")
 GPU = """
 [gpu]
@@ -292,13 +310,40 @@ def test_what_laps_tell_of_the_runtime() -> None:
     """Three microbatches on stages of 2 s: 3 s a step; alone two steps, and three hops of 0.5 s."""
     laps = [Laps(alone_s=7.5, full_s=9.0)] * 2 + [Laps(alone_s=70.0, full_s=90.0)]
     replaced = [Replaced(detect_s=0.1, ready_s=4.0)]
-    samples = RuntimeSamples(probe=RuntimeProbe(stages=2), laps=laps, replaced=replaced)
-    found = runtime_figures(samples, lambda rows, context: [1.0, 2.0], load_s=1.5, is_exact=False)
+    samples = RuntimeSamples(
+        probe=RuntimeProbe(stages=2, batch=4),
+        laps=laps,
+        replaced=replaced,
+        spans=[
+            *(spans(4, 1.0, 2.0) + spans(1, 1.0, 2.0)),
+            *spans(0, 6.0, 6.0, chunks=2),
+            *spans(2, 4.0, 5.0, chunks=1),
+        ],
+    )
+    timings = [NullTiming(decode_s=0.5, chunk_s=2.0), NullTiming(decode_s=1.0, chunk_s=2.0)]
+    found = runtime_figures(samples, timings, load_s=1.5, is_exact=False)
     assert found.step_s == pytest.approx(1.0)
     assert found.hop_s == pytest.approx((7.5 - 3.0 - 2.0) / 3)
     assert (found.detect_s, found.restart_s) == (0.1, 2.5)
-    slow = runtime_figures(samples, lambda rows, context: [9.0, 9.0], load_s=5.0, is_exact=False)
+    assert (found.token_factor, found.prompt_factor) == (2.0, 1.5)
+    busy = replace(samples, spans=[replace(each, seconds=9.0) for each in samples.spans])
+    slow = runtime_figures(busy, timings, load_s=5.0, is_exact=False)
     assert (slow.step_s, slow.hop_s, slow.restart_s) == (0.0, 0.0, 0.0)
+
+
+def test_spans_come_from_the_trace_of_a_launch(tmp_path: Path, model: Path) -> None:
+    trace = tmp_path / "trace.json"
+
+    async def serve() -> None:
+        launched = dvrt.launch(
+            model, stages=2, batch_size=2, max_context=32, device="null", trace=str(trace)
+        )
+        async with launched as engine:
+            await engine.complete([1, 2, 3], max_tokens=4, temperature=0.0, ignore_eos=True)
+
+    asyncio.run(serve())
+    found = Counter((each.stage, each.rows, each.chunks) for each in read_spans(trace))
+    assert found == {(stage, *step): n for stage in (0, 1) for step, n in ALONE.items()}
 
 
 @pytest.mark.slow

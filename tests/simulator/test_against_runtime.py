@@ -47,6 +47,7 @@ def make_case(name: str, model: str, folder: Path, rate_per_s: float) -> Case:
         options=options,
         deployment=deploy_times(setup, TIMING, links=links),
         rate_per_s=rate_per_s,
+        is_cold=False,
     )
 
 

@@ -1,0 +1,42 @@
+"""What each step took at each stage, as the stages' own clocks have it, from a launch's trace."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_LANE = re.compile(r"pipeline 0 stage (\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpan:
+    """One step's compute at one stage: the rows that it decoded, and its chunks of prompts."""
+
+    stage: int
+    rows: int
+    chunks: int
+    seconds: float
+
+
+def read_spans(trace: Path) -> list[StageSpan]:
+    """All steps of the first pipeline that were not void, from the file that ``--trace`` writes."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    lanes = {
+        (event["pid"], event["tid"]): _LANE.fullmatch(event["args"]["name"])
+        for event in events
+        if event["ph"] == "M" and event["name"] == "thread_name"
+    }
+    return [
+        StageSpan(
+            stage=int(lane[1]),
+            rows=event["args"]["rows"],
+            chunks=event["args"]["chunks"],
+            seconds=event["dur"] / 1e6,
+        )
+        for event in events
+        if event["ph"] == "X"
+        and (lane := lanes.get((event["pid"], event["tid"])))
+        and "rows" in event["args"]
+    ]
