@@ -22,6 +22,12 @@ from dvrt.results import ModelCard
 CHUNKS_PER_STEP = 2
 """Prompt chunks that one step may carry: the longest that a prompt holds up the others' tokens."""
 
+STAGES_OPTION = {
+    Purpose.BOTH: "stages",
+    Purpose.PROMPT: "prompt_stages",
+    Purpose.TOKEN: "token_stages",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
@@ -143,7 +149,8 @@ class Blueprint:
         if split.layers and plan.purpose is Purpose.BOTH:
             intervals = split_as_given(n_layers, split.layers)
         else:
-            intervals = split_evenly(n_layers, plan.shape.n_stages)
+            name = STAGES_OPTION[plan.purpose]
+            intervals = split_evenly(n_layers, plan.shape.n_stages, name=name)
         loads = tuple(self._load(plan, stage, cut) for stage, cut in enumerate(intervals))
         return PipelineLayout(plan=plan, loads=loads)
 

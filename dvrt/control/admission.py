@@ -46,10 +46,10 @@ class Admission:
                 param="prompt" if n_prompt >= limits.max_context else "max_tokens",
                 code="context_length_exceeded",
             )
-        bad = [i for i in request.prompt_ids if not 0 <= i < limits.vocab_size]
-        if bad:
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
+            bad = next(i for i in request.prompt_ids if not 0 <= i < limits.vocab_size)
             return RequestRejected(
-                f"token id {bad[0]} is outside the vocabulary [0, {limits.vocab_size})",
+                f"token id {bad} is outside the vocabulary [0, {limits.vocab_size})",
                 param="prompt",
             )
         n_queued = len(self._book.queue)

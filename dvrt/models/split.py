@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dvrt.errors import ConfigError
 
 
-def split_evenly(n_layers: int, n_stages: int) -> tuple[tuple[int, int], ...]:
+def split_evenly(
+    n_layers: int, n_stages: int, *, name: str = "stages"
+) -> tuple[tuple[int, int], ...]:
     """Half-open layer intervals whose sizes differ by one at most, the larger ones first.
 
     The last stage also holds the head, so it is never given a layer more than another.
-    Raises ConfigError for fewer than one stage or more stages than layers.
+    Raises ConfigError, which calls the number of stages ``name``, for fewer than one or more than
+    layers.
     """
     if n_stages < 1:
-        raise ConfigError(f"stages is {n_stages}; at least 1")
+        raise ConfigError(f"{name} is {n_stages}; at least 1")
     if n_stages > n_layers:
-        raise ConfigError(f"stages is {n_stages}; the model has only {n_layers} layers")
+        raise ConfigError(f"{name} is {n_stages}; the model has only {n_layers} layers")
     size, larger = divmod(n_layers, n_stages)
     return _intervals([size + (stage < larger) for stage in range(n_stages)])
 

@@ -114,6 +114,7 @@ def test_what_only_a_worker_can_find_is_named_too(
     ("words", "code", "text"),
     [
         ((*ASK, "--stages", "4"), 2, "stages is 4; the model has only 3 layers"),
+        ((*ASK, "--prompt-stages", "9", "--token-stages", "1"), 2, "prompt_stages is 9; the model"),
         ((*ASK, "--layers", "1,1"), 2, "2 in all; the model has 3"),
         ((*ASK, "--stages", "2", "--microbatches", "1"), 2, "2 stages need at least 2"),
         ((*ASK, "--max-context", "9999"), 2, "max_context is 9999; good has 512 positions"),
