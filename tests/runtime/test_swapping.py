@@ -55,7 +55,6 @@ class Stage:
         self.failures: list[BaseException] = []
         self.pager = Pager(
             self.model,
-            n_microbatches=n_microbatches,
             compute=self.lanes[0],
             lane_in=self.lanes[1],
             lane_out=self.lanes[2],
@@ -96,6 +95,12 @@ class Stage:
                     assert (await last[microbatch]).value
                 last[microbatch] = self.step(microbatch, position)
         assert all(done.value for done in await asyncio.gather(*last.values()))
+
+    async def one_by_one(self, n: int, order: Sequence[int]) -> None:
+        """Microbatches in this order, each step asked for when the one before it is back."""
+        for position in [0, *range(3, 3 + n)]:
+            for microbatch in order:
+                assert (await self.step(microbatch, position)).value
 
     def close(self) -> None:
         self.pager.close()
@@ -152,6 +157,19 @@ def turn_s(n_microbatches: int, n_frames: int, bandwidth: float, n: int = 30) ->
 def test_a_copy_that_is_shorter_than_a_step_costs_nothing() -> None:
     longest = B * CONTEXT * ENTRY
     assert turn_s(4, 2, longest / (0.9 * STEP_S)) == pytest.approx(STEP_S, rel=0.02)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 2, 0), (1, 0, 3, 2)])
+def test_the_next_one_is_foreseen_in_any_order_that_comes_round(order: Sequence[int]) -> None:
+    n, longest = 40, B * CONTEXT * ENTRY
+
+    async def main() -> float:
+        stage = Stage(4, 2, bandwidth=longest / (0.9 * STEP_S), make=LoopCompute)
+        await stage.one_by_one(n, order)
+        stage.close()
+        return stage.clock.time() / ((n + 1) * len(order))
+
+    assert run_virtual(main()) == pytest.approx(STEP_S, rel=0.04)
 
 
 def test_a_step_takes_as_long_as_the_longer_of_copy_and_compute() -> None:
