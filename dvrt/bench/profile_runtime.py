@@ -78,12 +78,13 @@ class RuntimeSamples:
     spans: list[StageSpan]
 
     def token_s(self, rows: int) -> list[float]:
-        """What a step took each stage that decoded so many rows and nothing else; the median."""
+        """What a step took each stage that decoded so many rows and nothing else; the mean, as laps
+        have it."""
         found: list[list[float]] = [[] for _ in range(self.probe.stages)]
         for span in self.spans:
             if span.rows == rows and not span.chunks:
                 found[span.stage].append(span.seconds)
-        return [statistics.median(each) for each in found]
+        return [statistics.fmean(each) for each in found]
 
 
 def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeSamples:
@@ -151,7 +152,7 @@ def _token_s(timing: NullTiming, probe: RuntimeProbe, rows: int) -> float:
 def _prompt_factor(samples: RuntimeSamples, timings: Sequence[NullTiming]) -> float:
     """Of steps with chunks, after their decodes are taken off as they were measured."""
     full = samples.token_s(samples.probe.batch)
-    ratios: list[float] = []
+    taken_s = alone_s = 0.0
     for span in samples.spans:
         if not span.chunks:
             continue
@@ -162,8 +163,9 @@ def _prompt_factor(samples: RuntimeSamples, timings: Sequence[NullTiming]) -> fl
                 timing, samples.probe, samples.probe.batch
             )
             decodes_s = share * full[span.stage]
-        ratios.append((span.seconds - decodes_s) / (span.chunks * timing.chunk_step_s(0, PROMPT)))
-    return statistics.median(ratios)
+        taken_s += span.seconds - decodes_s
+        alone_s += span.chunks * timing.chunk_step_s(0, PROMPT)
+    return taken_s / alone_s
 
 
 def probe_runtime(blueprint: Blueprint, probe: RuntimeProbe) -> RuntimeSamples:
