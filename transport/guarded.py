@@ -38,6 +38,10 @@ class GuardedIncoming(Incoming):
     async def into(self, *regions: Region, deadline_s: float | None = None) -> None:
         await self._channel.fill(self, regions, deadline_s)
 
+    async def take(self, *, deadline_s: float | None = None) -> list[bytearray]:
+        here = self._channel.take_here(self)
+        return await super().take(deadline_s=deadline_s) if here is None else here
+
     async def borrow(self, *, deadline_s: float | None = None) -> Borrowed:
         return await self._channel.borrow(self, deadline_s)
 
@@ -120,6 +124,22 @@ class GuardedChannel(Channel):
         with self._taking(incoming):
             if regions:
                 await self._fill(regions, until(deadline_s))
+
+    def take_here(self, incoming: GuardedIncoming) -> list[bytearray] | None:
+        """What ``incoming.take`` does, if that needs no waiting; else None, and nothing is done."""
+        if self._incoming is not incoming:
+            return None
+        with self._receiving:
+            ensure_usable(closed=self._closed, broken=self._broken)
+            parts = self._take_here(incoming.sizes)
+            if parts is not None:
+                self._incoming = None
+                self._received_bytes += sum(incoming.sizes)
+            return parts
+
+    def _take_here(self, sizes: tuple[int, ...]) -> list[bytearray] | None:
+        """Like ``_fill``, into new memory, if all bytes have come; else None."""
+        return None
 
     async def borrow(self, incoming: GuardedIncoming, deadline_s: float | None) -> Borrowed:
         """What ``incoming.borrow`` does."""

@@ -64,6 +64,11 @@ class SocketChannel(GuardedChannel):
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
         await self._read(Vector(views_of(regions)), until)
 
+    def _take_here(self, sizes: tuple[int, ...]) -> list[bytearray] | None:
+        if sum(sizes) > len(self._staging):
+            return None
+        return [self._staging.take(size) for size in sizes]
+
     async def _read(self, targets: Vector, until: float | None) -> None:
         """The next bytes of the stream, straight into the targets."""
         self._staging.drain_into(targets)

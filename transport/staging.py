@@ -71,6 +71,12 @@ class Staging:
             self._consume(size)
             targets.advance(size)
 
+    def take(self, count: int) -> bytearray:
+        """The first ``count`` bytes, which are here."""
+        taken = self._buffer[self._start : self._start + count]
+        self._consume(count)
+        return taken
+
     def _consume(self, count: int) -> None:
         self._start += count
         if self._start == self._end:

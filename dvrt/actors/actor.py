@@ -55,6 +55,14 @@ class Actor(ABC):
         not have run.
         """
 
+    def take_at_once(self, message: Message, context: Context) -> bool:
+        """Handle a message of another node in the very turn in which it came, without waiting.
+
+        Only asked when the actor has nothing in hand and nothing in its mailbox, for what was
+        told; an exception ends the actor. False leaves the message to ``receive``.
+        """
+        return False
+
     @abstractmethod
     async def receive(self, message: Message, context: Context) -> Message | None:
         """Handle one message. What is returned answers an ask; None answers it with Acknowledged.

@@ -37,6 +37,11 @@ class BoundedQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def is_awaited(self) -> bool:
+        """The reader waits, and there is nothing for it."""
+        return self._reader is not None and not self._reader.done()
+
     def offer(self, item: T) -> asyncio.Future[bool] | None:
         """None when the item was taken at once.
 

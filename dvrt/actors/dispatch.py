@@ -50,6 +50,7 @@ from dvrt.control.scheduler import Scheduler, SchedulerStatistics
 from dvrt.control.steps import Step, StepDone
 from dvrt.errors import ActorError, DvrtError, RequestRejected, TransportError
 from dvrt.requests import FinishReason, Request
+from dvrt.wire import encode
 
 RestoreCallback = Callable[[Seat, Restore], None]
 
@@ -322,7 +323,7 @@ class Dispatcher:
         if first is None:
             first = self._firsts[seat.actor] = self._node.ref(seat.actor)
         with suppress(ActorError, TransportError):  # the watch on the stage tells why it is gone
-            first.tell_nowait(Forward(step=step))
+            first.tell_nowait(Forward(step=encode(step)))
 
     def _rewind(self, rewind: Rewind) -> None:
         self._chronicle.rewound(rewind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dvrt.control.steps import Step
 from dvrt.models.null_timing import NullTiming
 from dvrt.models.spec import StageSpec
 from dvrt.models.swap_figures import SwapFigures
@@ -293,14 +292,14 @@ class ReplicaSent:
 
 @message("stage.forward")
 class Forward:
-    """A step on its way through the pipeline.
+    """A step on its way through the pipeline: an encoded Step, which stages pass on as it came.
 
     Regions: the hidden states of the decodes (if any), then of each chunk, in the step's order;
     none for the first stage. ``spans`` are (begin, seconds) of the compute of the stages
     passed so far.
     """
 
-    step: Step
+    step: bytes
     spans: tuple[tuple[float, float], ...] = ()
 
 

@@ -157,7 +157,7 @@ class Post:
         sender = self.ref(link.address, note.sender) if note.sender else None
         nbytes = len(note.body) + sum([len(each) for each in attachments])
         letter = Letter(message, Context(sender, attachments), origin, nbytes)
-        waiting = cell.offer(letter)
+        waiting = cell.deliver(letter)
         if waiting is not None:
             waiting.add_done_callback(partial(self._returned, cell, letter))
         return waiting

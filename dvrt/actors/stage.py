@@ -41,11 +41,10 @@ from dvrt.actors.replicator import Replicator
 from dvrt.actors.shipper import Shipper
 from dvrt.actors.swapping import Swapping
 from dvrt.actors.watches import Watch
-from dvrt.buffers import Region
 from dvrt.control.steps import Step, StepDone
 from dvrt.errors import ActorError, DvrtError, OutOfMemory, ProtocolError, TransportError
 from dvrt.models.swap import SwappingModel
-from dvrt.wire import Message
+from dvrt.wire import Message, decode
 
 MakeExecutor = Callable[[LoadStage], StageExecutor]
 MakeCompute = Callable[[str], Compute]
@@ -120,10 +119,19 @@ class StageActor(Actor):
             self._swapping.abort()
         self._compute.abandon()
 
+    def take_at_once(self, message: Message, context: Context) -> bool:
+        if not isinstance(message, Forward):
+            return False
+        step = decode(message.step)
+        if not isinstance(step, Step):
+            raise ProtocolError(f"a stage cannot compute a {type(step).__name__}")
+        self._accept(step, message, context)
+        return True
+
     async def receive(self, message: Message, context: Context) -> Message | None:
         match message:
             case Forward():
-                self._accept(message, context)
+                self.take_at_once(message, context)
             case Entries():
                 self._take(message, context)
             case Commit():
@@ -218,8 +226,8 @@ class StageActor(Actor):
 
     # Steps.
 
-    def _accept(self, forward: Forward, context: Context) -> None:
-        executor, step = self._loaded(), forward.step
+    def _accept(self, step: Step, forward: Forward, context: Context) -> None:
+        executor = self._loaded()
         if step.id < self._below or step.id <= self._newest:  # or of a neighbour that is gone
             self.counters.void += 1
             return
@@ -236,21 +244,22 @@ class StageActor(Actor):
             future = self._compute.submit(work, cost_s=cost_s)
         self._n_waiting += 1
         self._replicator.busy()
-        future.add_done_callback(partial(self._pass_on, forward))
+        future.add_done_callback(partial(self._pass_on, step, forward))
 
-    def _pass_on(self, forward: Forward, future: asyncio.Future[Done[Executed | None]]) -> None:
+    def _pass_on(
+        self, step: Step, forward: Forward, future: asyncio.Future[Done[Executed | None]]
+    ) -> None:
         """Send a result on; futures complete, and so results leave, in the order of the steps."""
         self._n_waiting -= 1
         if future.cancelled():
             return
         try:
-            self._finish(forward, future.result())
+            self._finish(step, forward, future.result())
         except Exception as error:  # whatever the model raised: this stage cannot go on
             self.fail(error)
 
-    def _finish(self, forward: Forward, done: Done[Executed | None]) -> None:
+    def _finish(self, step: Step, forward: Forward, done: Done[Executed | None]) -> None:
         """Results leave first; copies are behind them."""
-        step = forward.step
         if done.value is None or step.id < self._below:
             self.counters.void += 1
             if done.value is None:
@@ -258,9 +267,8 @@ class StageActor(Actor):
                 return
         self.counters.steps += 1
         if step.id >= self._below and not self._is_cut:
-            spans = (*forward.spans, (done.began, done.busy_s))
             try:
-                self._send(step, done.value, spans)
+                self._send(step, forward, done.value, (done.began, done.busy_s))
             except (ActorError, TransportError, OutOfMemory) as error:  # it is dead, or stuck
                 self.counters.undelivered += 1
                 self._cut(str(error))
@@ -270,14 +278,16 @@ class StageActor(Actor):
     def _copy_behind(self, step: Step) -> None:
         self._replicator.stepped(step, is_busy=self._n_waiting > 0)
 
-    def _send(self, step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> None:
+    def _send(
+        self, step: Step, forward: Forward, executed: Executed, span: tuple[float, float]
+    ) -> None:
+        spans = (*forward.spans, span)
         if self._next is None:
             raise ProtocolError(f"{self._name} has no next stage yet")
         if self._is_last:
             self._next.tell_nowait(_step_done(step, executed, spans))
             return
-        regions = [Region.of(hidden) for hidden in executed.hidden]
-        self._next.tell_nowait(Forward(step=step, spans=spans), *regions)
+        self._next.tell_nowait(Forward(step=forward.step, spans=spans), *executed.hidden)
 
     def _cut(self, reason: str) -> None:
         """Later steps must not overtake one that is lost: nothing is passed on for now."""

@@ -58,9 +58,8 @@ class Moment:
     of_controller: bool = False
 
 
-def _decodes(_: Any, given: Any, *__: Any) -> bool:
-    """``given`` is a step, or what brings it."""
-    return bool(getattr(given, "step", given).decodes)
+def _decodes(_: Any, step: Any, *__: Any) -> bool:
+    return bool(step.decodes)
 
 
 def _chunks(_: Any, step: Any, *__: Any) -> bool:

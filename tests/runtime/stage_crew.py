@@ -28,7 +28,7 @@ from dvrt.control.steps import Adopt, Chunk, Decode, Open, Step, StepDone
 from dvrt.models.spec import StageSpec
 from dvrt.models.split import split_evenly
 from dvrt.requests import SamplingParams
-from dvrt.wire import Message
+from dvrt.wire import Message, encode
 
 SECRET = b"a secret of the tests"
 VOCAB, CONTEXT, CHUNK = 97, 64, 8
@@ -167,7 +167,7 @@ class Works:
     async def send(self, line: Line, **content: Any) -> int:
         self.step_id += 1
         step = Step(id=self.step_id, pipeline=line.id, **{"microbatch": 0, **content})
-        await self.node.ref(line.stages[0].actor).tell(Forward(step=step))
+        await self.node.ref(line.stages[0].actor).tell(Forward(step=encode(step)))
         return self.step_id
 
     def next_epoch(self) -> int:
