@@ -180,7 +180,7 @@ def _decoder(hint: Any) -> Decoder:
     if hint is float:
         return _float
     if _is_scalar(hint):
-        return lambda value: _exactly(hint, value)
+        return _scalar_decoder(hint)
     if origin in (typing.Union, types.UnionType):
         return _union_decoder(args)
     if origin is tuple:
@@ -197,6 +197,13 @@ def _decoder(hint: Any) -> Decoder:
     if is_dataclass(hint):
         return lambda value: _instance(hint, _unpack_message(value))
     raise TypeError(f"{hint!r} cannot be a message field")
+
+
+def _scalar_decoder(kind: type) -> Decoder:
+    def check(value: Any) -> Any:
+        return value if type(value) is kind else _exactly(kind, value)
+
+    return check
 
 
 def _exactly(kind: type, value: Any) -> Any:
