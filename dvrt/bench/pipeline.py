@@ -2,8 +2,9 @@
 
 Four stages in four processes, a null device each: the share of the time that the devices are
 occupied, by their own clocks, and the time of a hop between stages. Once with as many microbatches
-as stages, where every hop shows, and once with one more, as is the default. The planner's tokens a
-second, which knows of no hops, stand beside the measured ones.
+as stages, where every hop shows, and once with one more, as is the default. A ring of bare event
+loops in as many processes takes turns with the former: what it falls short of is the machine's own.
+The planner's tokens a second, which knows of no hops, stand beside the measured ones.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dvrt
+from dvrt.bench.bare_ring import ring_busy_fraction
 from dvrt.bench.common import Measured, spread
 from dvrt.planner.predict import Deployment, fixed_times, predict, prediction_error
 
@@ -44,12 +47,13 @@ async def _measure(*, windows: int, n_tokens: int) -> Measured:
         model = write_tiny(
             Path(scratch) / "null", "gpt2", n_layers=N_STAGES, max_positions=2048, hidden_size=16
         )
-        tight = await _windows(model, N_STAGES, windows, n_tokens)
-        usual = await _windows(model, N_STAGES + 1, windows, n_tokens)
+        tight, bare = await _windows(model, N_STAGES, windows, n_tokens, beside=_bare_ring)
+        usual, _ = await _windows(model, N_STAGES + 1, windows, n_tokens)
     results: dict[str, Any] = {
         "step_ms": STEP_MS,
         "stages": N_STAGES,
         "busy_fraction": spread(each.busy for each in tight),
+        "busy_fraction_bare_ring": spread(bare),
         "busy_fraction_one_microbatch_more": spread(each.busy for each in usual),
         "hop_us": spread(each.hop_us for each in tight),
         "as_many_microbatches": _beside(tight, N_STAGES, n_tokens),
@@ -59,6 +63,8 @@ async def _measure(*, windows: int, n_tokens: int) -> Measured:
         results=results,
         ratios={
             "busy_fraction": results["busy_fraction"]["median"],
+            "busy_fraction_vs_bare_ring": results["busy_fraction"]["median"]
+            / results["busy_fraction_bare_ring"]["median"],
             "hop_us": results["hop_us"]["median"],
         },
         notes=[
@@ -81,7 +87,20 @@ def _beside(windows: list[Window], microbatches: int, n_tokens: int) -> dict[str
     }
 
 
-async def _windows(model: Path, microbatches: int, windows: int, n_tokens: int) -> list[Window]:
+def _bare_ring(seconds: float) -> float:
+    return ring_busy_fraction(n_stages=N_STAGES, step_s=STEP_MS / 1000, seconds=seconds)
+
+
+async def _windows(
+    model: Path,
+    microbatches: int,
+    windows: int,
+    n_tokens: int,
+    beside: Callable[[float], float] | None = None,
+) -> tuple[list[Window], list[float]]:
+    """The windows, and what ``beside`` gives in turns with them for as many seconds."""
+    seen: list[Window] = []
+    others: list[float] = []
     launch = dvrt.launch(
         model,
         stages=N_STAGES,
@@ -91,7 +110,16 @@ async def _windows(model: Path, microbatches: int, windows: int, n_tokens: int) 
         null_step_ms=STEP_MS,
     )
     async with launch as engine:
-        return [await _window(engine, microbatches, n_tokens) for _ in range(windows)]
+        for _ in range(windows):
+            seen.append(await _window(engine, microbatches, n_tokens))
+            if beside is not None:
+                others.append(await asyncio.to_thread(beside, _seconds(n_tokens)))
+    return seen, others
+
+
+def _seconds(n_tokens: int) -> float:
+    """How long a window is: most of the time in which its requests run."""
+    return n_tokens * N_STAGES * STEP_MS / 1000 * 0.8
 
 
 async def _window(engine: dvrt.Engine, microbatches: int, n_tokens: int) -> Window:
@@ -100,7 +128,7 @@ async def _window(engine: dvrt.Engine, microbatches: int, n_tokens: int) -> Wind
     running = [asyncio.create_task(_consume(engine, i, wish)) for i in range(microbatches)]
     await asyncio.sleep(0.2)
     began, before = time.monotonic(), _occupied(engine)
-    await asyncio.sleep((n_tokens * N_STAGES * STEP_MS / 1000) * 0.8)
+    await asyncio.sleep(_seconds(n_tokens))
     seconds, after = time.monotonic() - began, _occupied(engine)
     await asyncio.gather(*running)
     busy_s = [b - a for (a, _), (b, _) in zip(before, after, strict=True)]

@@ -14,15 +14,15 @@ HEAVY = ("torch", "transformers", "cupy", "ucxx", "cuda", "starlette", "uvicorn"
 
 PROBE = """
 import json, sys, time
-began = time.perf_counter()
+before, began = set(sys.modules), time.perf_counter()
 {statement}
 seconds = time.perf_counter() - began
-print(json.dumps([seconds, sorted(name.partition(".")[0] for name in sys.modules)]))
+print(json.dumps([seconds, sorted(n.partition(".")[0] for n in sys.modules.keys() - before)]))
 """
 
 
 def imported_by(statement: str) -> tuple[float, set[str]]:
-    """Seconds, and the top-level modules there are afterwards."""
+    """Seconds, and the top-level modules that came; some packages put theirs into every process."""
     command = [sys.executable, "-c", PROBE.format(statement=statement)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     seconds, modules = json.loads(done.stdout)
