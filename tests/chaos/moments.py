@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
 
+from dvrt.actors.dispatch import Dispatcher
 from dvrt.actors.executor import StageExecutor
 from dvrt.actors.host import HostActor
 from dvrt.actors.node import Node, household
@@ -97,12 +98,23 @@ MOMENTS = {
     "restore": Moment(Restorer, "begin", of_controller=True),
     "shutdown": Moment(HostActor, "on_stop"),
 }
+CHANGES = {
+    "new stage loads": Moment(StageActor, "_load_and_report", nth=2),
+    "new stage loaded": Moment(StageActor, "_load_and_report", nth=2, at_end=True),
+    "new stages take over": Moment(Dispatcher, "take_over", of_controller=True),
+    "new stages took over": Moment(Dispatcher, "take_over", at_end=True, of_controller=True),
+    "log moves": Moment(Shipper, "_send_piece", nth=2),
+    "log moved": Moment(Shipper, "_commit", at_end=True),
+    "old stage closes": Moment(HostActor, "_close"),
+    "old stage closed": Moment(HostActor, "_close", at_end=True),
+}
+"""While the split changes; for a worker that had a stage before."""
 
 
 @contextmanager
 def armed(name: str, worker: str, strike: Callable[[], None]) -> Iterator[list[str]]:
     """``strike()`` is called once, at this moment of this worker; the list then has its name."""
-    moment = MOMENTS[name]
+    moment = (MOMENTS | CHANGES)[name]
     before = getattr(moment.owner, moment.method)
     struck: list[str] = []
     count = 0
