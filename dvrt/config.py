@@ -158,6 +158,12 @@ class LaunchOptions:
     lease_s: float = option(
         5.0, help="a worker ends when it has heard nothing for this long", unit="seconds", low=0.1
     )
+    step_limit_s: float = option(
+        300.0,
+        help="a worker whose stage computes one step for longer is stuck, and replaced; 0: never",
+        unit="seconds",
+        low=0.0,
+    )
     null_step_ms: float = option(
         5.0, help="time of a step on the null device", unit="milliseconds", low=0.0
     )

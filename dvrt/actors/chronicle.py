@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dvrt.actors.mending import Mendings
-from dvrt.actors.messages import Arrived, Replicated, Swapped
+from dvrt.actors.messages import Arrived, Copies, Replicated
 from dvrt.actors.replication import ReplicaLags
 from dvrt.actors.stream import RequestStream
 from dvrt.actors.topology import Seat
@@ -124,16 +124,16 @@ class Chronicle:
         self._events.add(self._clock.time(), subject, "warned", reason)
         _log.warning("%s: %s", subject, reason)
 
-    def swapped(self, message: Swapped) -> None:
-        """Copies of a stage that swaps, as lanes beside its compute."""
+    def copied(self, message: Copies) -> None:
+        """Copies of a stage, as lanes beside its compute."""
         if self._tracer is None:
             return
-        lane = f"pipeline {message.pipeline} stage {message.stage} copies"
-        for direction, microbatch, began, seconds, nbytes in message.copies:
+        stage = f"pipeline {message.pipeline} stage {message.stage}"
+        for lane, name, began, seconds, nbytes in message.copies:
             self._tracer.complete(
-                f"{direction} {microbatch}",
+                name,
                 process="stages",
-                lane=f"{lane} {direction}",
+                lane=f"{stage} {lane}",
                 start_s=began,
                 duration_s=seconds,
                 arguments={"bytes": nbytes},

@@ -165,6 +165,8 @@ class Blueprint:
             vocab_size=self.model.vocab_size,
             null_step_s=self.options.null_step_ms / 1000 if is_null else 0.0,
             timing=self.timing if is_null else None,
+            step_limit_s=self.options.step_limit_s,
+            is_traced=self.options.trace is not None,
         )
 
     def _spec(self, shape: PipelineShape, layers: tuple[int, int]) -> StageSpec:

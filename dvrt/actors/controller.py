@@ -22,6 +22,7 @@ from dvrt.actors.messages import (
     Arrived,
     Connect,
     Connected,
+    Copies,
     Joined,
     LinkCut,
     Replicated,
@@ -252,7 +253,7 @@ class Controller(Actor):
                 self.take_at_once(message, context)
             case Arrived():
                 self._arrived(message)
-            case Replicated() | ArchiveFailed() | Swapped():
+            case Replicated() | ArchiveFailed() | Swapped() | Copies():
                 self._reports.take(message)
             case Joined():
                 self._overseer.join(message)

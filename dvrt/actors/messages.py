@@ -30,7 +30,8 @@ class LoadStage:
     ``pipeline`` is the id of the pipeline that the stage belongs to.
 
     On the null device the hash model answers and every step takes ``null_step_s``, or what
-    ``timing`` says.
+    ``timing`` says. A stage that finishes no step for ``step_limit_s`` fails (0: never). One that
+    ``is_traced`` tells of its copies.
     """
 
     controller: str
@@ -41,6 +42,8 @@ class LoadStage:
     vocab_size: int
     null_step_s: float
     timing: NullTiming | None = None
+    step_limit_s: float = 0.0
+    is_traced: bool = False
 
 
 @message("stage.warm")
@@ -74,17 +77,25 @@ class StageLoaded:
     swap: SwapFigures | None = None
 
 
-@message("stage.swapped")
+@message("stage.swapped", version=2)
 class Swapped:
-    """A stage that swaps to the controller: its figures, and the copies since its last word.
-
-    ``copies`` are (direction, microbatch, begin, seconds, bytes), with direction in or out.
-    """
+    """A stage that swaps to the controller: its figures, since there were copies."""
 
     pipeline: int
     stage: int
     figures: SwapFigures
-    copies: tuple[tuple[str, int, float, float, int], ...]
+
+
+@message("stage.copies")
+class Copies:
+    """A stage that is traced to the controller: the copies since its last word.
+
+    ``copies`` are (lane, name, begin, seconds, bytes); copies of one kind share a lane.
+    """
+
+    pipeline: int
+    stage: int
+    copies: tuple[tuple[str, str, float, float, int], ...]
 
 
 @message("stage.address")

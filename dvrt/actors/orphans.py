@@ -146,7 +146,7 @@ class Places:
     """The stages of a plan that nobody of the former life has been given yet."""
 
     def __init__(self, plan: ClusterPlan) -> None:
-        self._free = [load for layout in plan.layouts for load in layout.loads]
+        self._free = [_bare(load) for layout in plan.layouts for load in layout.loads]
 
     def objection(self, holdings: Holdings, terms: bytes) -> str:
         """Why a worker cannot be taken in; empty if it can, and then its places are taken."""
@@ -154,7 +154,7 @@ class Places:
             return "it works by other options"
         if not holdings.surveyed.is_whole:
             return "it was still loading a stage"
-        orders = [_order(each) for each in holdings.surveyed.stages]
+        orders = [_bare(each.order) for each in holdings.surveyed.stages]
         free = list(self._free)
         for order in orders:
             if order not in free:
@@ -164,7 +164,7 @@ class Places:
         return ""
 
     def give_back(self, holdings: Holdings) -> None:
-        self._free += [_order(each) for each in holdings.surveyed.stages]
+        self._free += [_bare(each.order) for each in holdings.surveyed.stages]
 
 
 class Inheritance:
@@ -223,6 +223,6 @@ async def _taken_in(holdings: Holdings, nursery: WorkerNursery) -> Orphan:
     return Orphan(joined=joined, worker=worker, stages=holdings.surveyed.stages)
 
 
-def _order(held: HeldStage) -> LoadStage:
-    """As a plan has it, which knows no controller."""
-    return replace(held.order, controller="")
+def _bare(order: LoadStage) -> LoadStage:
+    """What is to be loaded, whoever ordered it and whether it is traced."""
+    return replace(order, controller="", is_traced=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from dvrt.actors.compute import Compute
+from dvrt.actors.copy_log import CopyLog
 from dvrt.actors.ledger import Copy, Ledger
 from dvrt.actors.messages import ReplicaGap, Replicate
 from dvrt.actors.node import Node
@@ -57,11 +58,12 @@ class Replicator:
         stage: int,
         layers: Span,
         entry_bytes: int,
+        copies: CopyLog,
     ) -> None:
         """``origin`` is the stage's actor; it hears of gaps. Belongs to the running loop."""
         self._node, self._compute, self._ledger = node, compute, ledger
         self._origin, self._pipeline, self._stage = origin, pipeline, stage
-        self._layers = layers
+        self._layers, self._copies = layers, copies
         self._most = max(1, MESSAGE_BYTES // entry_bytes)
         self._holders: dict[str, _Holder] = {}
         self._step = -1
@@ -174,5 +176,7 @@ class Replicator:
             ranges=copy.ranges,
             digest=digest_of([region.view()]),
         )
+        began = self._copies.clock.time()
         await self._node.ref(holder.actor).tell(note, region)
+        self._copies.add("replicas", f"up to step {step}", began, region.nbytes)
         holder.sent = step

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dvrt.actors.chronicle import Chronicle
-from dvrt.actors.messages import ArchiveFailed, Replicated, StageLoaded, Swapped
+from dvrt.actors.messages import ArchiveFailed, Copies, Replicated, StageLoaded, Swapped
 from dvrt.actors.overseer import Overseer
 from dvrt.actors.swapping import judge_figures, refusal
 from dvrt.control.steps import StepDone
 from dvrt.errors import ConfigError
 
-Report = StepDone | StageLoaded | Swapped | ArchiveFailed | Replicated
+Report = StepDone | StageLoaded | Swapped | Copies | ArchiveFailed | Replicated
 
 
 class Reports:
@@ -31,7 +31,8 @@ class Reports:
                 self._loaded(report)
             case Swapped(pipeline=pipeline, stage=stage, figures=figures):
                 self._overseer.swapped(pipeline, stage, figures)
-                self._chronicle.swapped(report)
+            case Copies():
+                self._chronicle.copied(report)
             case ArchiveFailed(worker=worker, reason=reason):
                 self._chronicle.cluster("persistence off", f"worker {worker}: {reason}")
                 self._overseer.archive_failed(worker)

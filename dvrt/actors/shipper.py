@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dvrt.actors.cargo import Cargo, Sealed
+from dvrt.actors.copy_log import CopyLog
 from dvrt.actors.lane import Lane
 from dvrt.actors.messages import PipelineAddress, StageAddress
 from dvrt.actors.ref import ActorRef
@@ -77,9 +78,10 @@ class Shipper:
         make_ref: Callable[[str], ActorRef],
         pack: Pack,
         entry_bytes: Callable[[int, int], int],
+        copies: CopyLog,
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self._me = me
+        self._me, self._copies = me, copies
         self._make_ref, self._pack, self._entry_bytes = make_ref, pack, entry_bytes
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -191,6 +193,7 @@ class Shipper:
             return
         region = Region.of(packed)
         entries = stream.entries((piece.first, piece.last), piece.start, piece.stop, region)
+        began = self._copies.clock.time()
         try:
             await target.ref.tell(entries, region)
         except (ActorError, TransportError):
@@ -198,6 +201,8 @@ class Shipper:
             raise
         self.counters.pieces += 1
         self.counters.nbytes += region.nbytes
+        name = f"{stream.seq} layers {piece.first} to {piece.last - 1}"
+        self._copies.add(f"ships to {target.ref.name}", name, began, region.nbytes)
         self.sightings.append(("sent", piece.first, time.monotonic()))
 
     async def _commit(self, target: _Target, stream: LogStream, sealed: Sealed) -> None:

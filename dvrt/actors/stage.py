@@ -19,13 +19,15 @@ from typing import Any
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.cargo import Cargo
 from dvrt.actors.compute import Compute, Done
+from dvrt.actors.copy_log import CopyLog
 from dvrt.actors.executor import Executed, StageExecutor
-from dvrt.actors.ledger import News
+from dvrt.actors.intake import Intake
 from dvrt.actors.messages import (
     Arrived,
     Commit,
     Connect,
     Connected,
+    Copies,
     Entries,
     Forward,
     LinkCut,
@@ -33,16 +35,25 @@ from dvrt.actors.messages import (
     ReplicaGap,
     Rewind,
     StageLoaded,
+    Swapped,
 )
 from dvrt.actors.node import household
 from dvrt.actors.pace import step_cost_s
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.replicator import Replicator
 from dvrt.actors.shipper import Shipper
+from dvrt.actors.step_watch import StepWatch
 from dvrt.actors.swapping import Swapping
 from dvrt.actors.watches import Watch
 from dvrt.control.steps import Step, StepDone
-from dvrt.errors import ActorError, DvrtError, OutOfMemory, ProtocolError, TransportError
+from dvrt.errors import (
+    ActorError,
+    DvrtError,
+    OutOfMemory,
+    ProtocolError,
+    StageFailed,
+    TransportError,
+)
 from dvrt.models.swap import SwappingModel
 from dvrt.wire import Message, decode
 
@@ -58,7 +69,6 @@ class StageCounters:
     steps: int = 0
     void: int = 0
     undelivered: int = 0
-    refused_logs: int = 0
 
 
 class StageActor(Actor):
@@ -84,20 +94,27 @@ class StageActor(Actor):
         self._next_watch: Watch | None = None
         self._is_cut = False
         self._below, self._newest = 0, -1
-        self._n_waiting = 0
+        self._is_stuck = False
         self.counters = StageCounters()
         self._compute: Compute
+        self._copies: CopyLog
+        self._steps: StepWatch
         self._loading: asyncio.Task[None] | None = None
         self._shipper: Shipper
         self._replicator: Replicator
+        self._intake: Intake
 
     async def on_start(self) -> None:
         self._controller = self.node.ref(self._order.controller)
         self._compute = self._make_compute(f"{self._worker} {self._name}")
+        self._copies = CopyLog(self._order, self._tell)
+        self._steps = StepWatch(self._order.step_limit_s, self._stuck)
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def on_stop(self, reason: str) -> None:
         self._is_cut = True
+        self._copies.close()
+        self._steps.close()
         if self._loading is not None:
             self._loading.cancel()
         if self._executor is not None:
@@ -105,13 +122,17 @@ class StageActor(Actor):
             await self._replicator.aclose()
         if self._swapping is not None:
             await self._swapping.aclose()
-        await asyncio.to_thread(self._compute.close)
+        if self._is_stuck:
+            self._compute.abandon()
+        else:
+            await asyncio.to_thread(self._compute.close)
         self._executor = None
 
     def on_abort(self) -> None:
         if self._loading is None:
             return
         self._loading.cancel()
+        self._steps.close()
         if self._executor is not None:
             self._shipper.abort()
             self._replicator.abort()
@@ -133,9 +154,12 @@ class StageActor(Actor):
             case Forward():
                 self.take_at_once(message, context)
             case Entries():
-                self._take(message, context)
+                self._loaded()
+                data = context.attachments[0] if context.attachments else b""
+                self._intake.entries(message, data)
             case Commit():
-                self._commit(message)
+                self._loaded()
+                self._intake.commit(message)
             case Connect():
                 await self._connect(message)
             case Rewind(below=below):
@@ -171,9 +195,13 @@ class StageActor(Actor):
             make_ref=self.node.ref,
             pack=self._pack,
             entry_bytes=model.entry_bytes,
+            copies=self._copies,
             on_failure=self.fail,
         )
         executor.outlet = self._shipper
+        self._intake = Intake(
+            order, self._compute, executor.ledger, tell=self._tell, on_failure=self.fail
+        )
         self._replicator = Replicator(
             self.node,
             self._compute,
@@ -183,6 +211,7 @@ class StageActor(Actor):
             stage=order.stage,
             layers=executor.span,
             entry_bytes=model.entry_bytes(executor.span.start, executor.span.stop),
+            copies=self._copies,
         )
         if isinstance(model, SwappingModel):
             self._swapping = Swapping(
@@ -190,6 +219,7 @@ class StageActor(Actor):
                 model,
                 compute=self._compute,
                 make_compute=self._make_compute,
+                copies=self._copies,
                 on_failure=self.fail,
             )
         loaded = StageLoaded(
@@ -242,7 +272,7 @@ class StageActor(Actor):
             future = self._swapping.submit(step, work, cost_s=cost_s)
         else:
             future = self._compute.submit(work, cost_s=cost_s)
-        self._n_waiting += 1
+        self._steps.began()
         self._replicator.busy()
         future.add_done_callback(partial(self._pass_on, step, forward))
 
@@ -250,7 +280,7 @@ class StageActor(Actor):
         self, step: Step, forward: Forward, future: asyncio.Future[Done[Executed | None]]
     ) -> None:
         """Send a result on; futures complete, and so results leave, in the order of the steps."""
-        self._n_waiting -= 1
+        self._steps.ended()
         if future.cancelled():
             return
         try:
@@ -276,7 +306,12 @@ class StageActor(Actor):
         self._report_swaps()
 
     def _copy_behind(self, step: Step) -> None:
-        self._replicator.stepped(step, is_busy=self._n_waiting > 0)
+        self._replicator.stepped(step, is_busy=self._steps.n_open > 0)
+
+    def _stuck(self) -> None:
+        self._is_stuck = True
+        limit_s = self._order.step_limit_s
+        self.fail(StageFailed(self._worker, f"no step ended for {limit_s:g} s: it is stuck"))
 
     def _send(
         self, step: Step, forward: Forward, executed: Executed, span: tuple[float, float]
@@ -295,58 +330,24 @@ class StageActor(Actor):
             return
         self._is_cut = True
         order = self._order
-        with suppress(DvrtError):
-            note = LinkCut(
+        self._tell(
+            LinkCut(
                 pipeline=order.pipeline,
                 stage=order.stage,
                 next_actor=str(self._next),
                 reason=reason,
             )
-            self._controller.tell_nowait(note)
+        )
 
     def _report_swaps(self) -> None:
         news = self._swapping.news() if self._swapping is not None else None
         if news is not None:
-            with suppress(DvrtError):
-                self._controller.tell_nowait(news)
+            self._tell(news)
 
-    # Logs from elsewhere.
-
-    def _take(self, note: Entries, context: Context) -> None:
-        ledger = self._loaded().ledger
-        data = context.attachments[0] if context.attachments else b""
-        self._submit_news(lambda: ledger.take(note, data))
-
-    def _commit(self, note: Commit) -> None:
-        ledger = self._loaded().ledger
-        self._submit_news(lambda: ledger.commit(note))
-
-    def _submit_news(self, work: Callable[[], News | None]) -> None:
-        """Entries are written by the compute thread, which alone knows who uses a slot."""
-        self._compute.submit(work).add_done_callback(self._tell_news)
-
-    def _tell_news(self, future: asyncio.Future[Done[News | None]]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is not None:
-            self.fail(error)
-            return
-        news = future.result().value
-        if news is None:
-            return
-        self.counters.refused_logs += not news.length
-        arrived = Arrived(
-            pipeline=self._order.pipeline,
-            stage=self._order.stage,
-            slot=news.slot,
-            seq=news.seq,
-            epoch=news.epoch,
-            length=news.length,
-            reason=news.reason,
-        )
+    def _tell(self, note: LinkCut | Copies | Swapped | Arrived) -> None:
+        """To the controller, if it is there."""
         with suppress(DvrtError):
-            self._controller.tell_nowait(arrived)
+            self._controller.tell_nowait(note)
 
     async def _pack(self, cargo: Cargo) -> Any:
         """The bytes of a cargo whose turn has come; None when its log is not there any more."""

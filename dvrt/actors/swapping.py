@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from dvrt.actors.compute import Compute, Done
+from dvrt.actors.copy_log import CopyLog
 from dvrt.actors.messages import LoadStage, Swapped
 from dvrt.actors.pager import Copied, Pager
 from dvrt.control.steps import Step
 from dvrt.models.swap import SwappingModel, SwapTrial
 from dvrt.models.swap_figures import SwapFigures
 from dvrt.planner.swapping import SwapJudgement, judge_filling
-from dvrt.virtual import precise_clock
 
 T = TypeVar("T")
 
@@ -36,13 +36,14 @@ class Swapping:
         *,
         compute: Compute,
         make_compute: Callable[[str], Compute],
+        copies: CopyLog,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         spec = order.spec
         name = f"p{order.pipeline}-s{order.stage}"
         self._order = order
         self._lanes = (make_compute(f"{name} copies in"), make_compute(f"{name} copies out"))
-        self._copies: list[tuple[str, int, float, float, int]] = []
+        self._copies, self._is_news = copies, False
         entry_bytes = _entry_bytes(order, model)
         self._pager = Pager(
             model,
@@ -51,7 +52,7 @@ class Swapping:
             lane_out=self._lanes[1],
             entry_bytes=entry_bytes,
             bandwidth=spec.swap_bandwidth,
-            clock=precise_clock(asyncio.get_running_loop()),
+            clock=copies.clock,
             on_copied=self._copied,
             on_failure=on_failure,
         )
@@ -88,13 +89,11 @@ class Swapping:
 
     def news(self) -> Swapped | None:
         """What the controller has not heard of; None if there is nothing."""
-        if not self._copies:
+        if not self._is_news:
             return None
-        copies, self._copies = tuple(self._copies), []
+        self._is_news = False
         order = self._order
-        return Swapped(
-            pipeline=order.pipeline, stage=order.stage, figures=self.figures(), copies=copies
-        )
+        return Swapped(pipeline=order.pipeline, stage=order.stage, figures=self.figures())
 
     async def aclose(self) -> None:
         """Drop what has not begun; waits for a copy that has. Before the compute is closed."""
@@ -109,9 +108,9 @@ class Swapping:
             lane.abandon()
 
     def _copied(self, copied: Copied) -> None:
-        self._copies.append(
-            (copied.direction, copied.microbatch, copied.began, copied.busy_s, copied.nbytes)
-        )
+        self._is_news = True
+        lane, name = f"copies {copied.direction}", f"{copied.direction} {copied.microbatch}"
+        self._copies.add(lane, name, copied.began, copied.nbytes, copied.busy_s)
 
 
 def judge_figures(figures: SwapFigures) -> SwapJudgement | None:

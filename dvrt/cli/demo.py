@@ -78,6 +78,9 @@ def demo(
     kill: Annotated[
         bool, typer.Option("--kill/--no-kill", help="kill a worker in the middle of the story")
     ] = True,
+    trace: Annotated[
+        str | None, typer.Option("--trace", help="write a Chrome trace of the run to this file")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """Tell a story, and seven more beside it, while a worker of the pipeline is killed."""
@@ -85,13 +88,13 @@ def demo(
     stages, seed = known["stages"].take(stages), max(0, seed)
 
     async def command(_signals: StopSignals) -> int:
-        await show(str(model), stages=stages, seed=seed, kill=kill)
+        await show(str(model), stages=stages, seed=seed, kill=kill, trace=trace)
         return 0
 
     raise typer.Exit(run(command, loop="auto", limit_s=CLEANUP_LIMIT_S))
 
 
-async def show(model: str, *, stages: int, seed: int, kill: bool) -> None:
+async def show(model: str, *, stages: int, seed: int, kill: bool, trace: str | None = None) -> None:
     """Launch the pipeline, tell the stories, say what happened; everything goes to stdout."""
     console = Console(highlight=False)
     logging.getLogger("dvrt").setLevel(logging.ERROR)  # the story says itself who was lost
@@ -99,7 +102,12 @@ async def show(model: str, *, stages: int, seed: int, kill: bool) -> None:
         with StartDisplay(Console(stderr=True)) as display:
             engine = await stack.enter_async_context(
                 dvrt.launch(
-                    model, stages=stages, batch_size=4, spares=1, on_progress=display.update
+                    model,
+                    stages=stages,
+                    batch_size=4,
+                    spares=1,
+                    trace=trace,
+                    on_progress=display.update,
                 )
             )
         card = engine.model

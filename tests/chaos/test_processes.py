@@ -105,11 +105,7 @@ def test_a_process_dies_at_a_moment(
     n_dead = 1 + (phase in AFTER_ANOTHER)
     workers: dict[str, Worker] = {}
     if not MOMENTS[phase].of_controller:
-        monkeypatch.setenv("DVRT_TEST_MOMENT", f"{phase}/{name}")
-        monkeypatch.setattr(
-            "dvrt.actors.launch._preload",
-            lambda plan: ["dvrt.actors.assembly", "dvrt.models.runner", "tests.chaos.saboteur"],
-        )
+        sabotage(monkeypatch, phase, name, "dies")
 
     async def main() -> None:
         async with dvrt.launch(model, **{**CPU, **shape}) as engine:
@@ -139,6 +135,41 @@ def test_a_process_dies_at_a_moment(
     if phase == "shutdown":
         end = workers[name].exit
         assert end is not None and end.signal == signal.SIGKILL
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, phase: str, name: str, fault: str) -> None:
+    """Have this worker meet a fault of ``saboteur`` at this moment."""
+    monkeypatch.setenv("DVRT_TEST_MOMENT", f"{phase}/{name}/{fault}")
+    monkeypatch.setattr(
+        "dvrt.actors.launch._preload",
+        lambda plan: ["dvrt.actors.assembly", "dvrt.models.runner", "tests.chaos.saboteur"],
+    )
+
+
+def test_a_process_that_hangs_in_a_step_is_replaced_though_it_beats(
+    model: Path, answers: dict[int, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch, "after compute", "worker-1", "hangs")
+
+    async def main() -> None:
+        async with dvrt.launch(model, **CPU, **LINE, step_limit_s=1.0) as engine:
+            before = pids(engine)
+            got = await asyncio.gather(*(ask(engine, each, name=str(each)) for each in ASKS))
+            assert judge_answers(ASKS, got, answers) == []
+            assert engine.status().n_lost == 1
+            after = pids(engine)
+            assert before.keys() - after.keys() == {"worker-1"}
+            assert not is_there(before["worker-1"])
+
+    asyncio.run(asyncio.wait_for(main(), 50))
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def pids(engine: Engine) -> dict[str, int]:
