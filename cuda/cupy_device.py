@@ -27,10 +27,16 @@ from dvrt.strided import StridedCopy, pair_runs
 T = TypeVar("T")
 
 _KERNELS = kernel_source()
+_PORTABLE = 1
+"""cudaHostAllocPortable: pinned for every device."""
 THREADS = 256
 BLOCKS_PER_PROCESSOR = 4
-MAX_TABLES = 64
-"""Prepared copies whose run tables stay on the device."""
+MAX_TABLE_BYTES = 64 << 20
+"""Run tables of prepared copies that stay on the device, all together; the newest stays anyway."""
+
+
+_Key = tuple[tuple[StridedCopy, ...], int, int]
+"""Blocks, and how their addresses are aligned."""
 
 
 class _Table(NamedTuple):
@@ -41,6 +47,10 @@ class _Table(NamedTuple):
     target: Any
     units: Any
     ready: Any
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.source.nbytes + self.target.nbytes + self.units.nbytes)
 
 
 def _import_cupy() -> Any:
@@ -81,6 +91,7 @@ class CupyDevice:
         self._compiled = self._compute.submit(self._compile)
         self._tables_lock = threading.Lock()
         self._tables: OrderedDict[Any, _Table] = OrderedDict()
+        self._table_bytes = 0
         self._owned: dict[int, Region] = {}
         self._n_copies = self._n_bytes = self._n_runs = 0
 
@@ -102,9 +113,9 @@ class CupyDevice:
         if self._limit is not None and used + nbytes > self._limit:
             raise OutOfMemory(self.name, needed_bytes=nbytes, free_bytes=self._limit - used)
         try:
-            with self._device:
-                memory = self._cupy.cuda.alloc(max(nbytes, 1))
-        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            with self._device:  # not of CuPy's pools, which round up and give nothing back
+                memory = self._cupy.cuda.MemoryPointer(self._cupy.cuda.Memory(max(nbytes, 1)), 0)
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
             free_bytes = int(self._device.mem_info[0])
             raise OutOfMemory(self.name, needed_bytes=nbytes, free_bytes=free_bytes) from error
         return self._own(Region(int(memory.ptr), nbytes, MemoryKind.CUDA, memory))
@@ -112,7 +123,8 @@ class CupyDevice:
     def alloc_host(self, nbytes: int) -> Region:
         try:
             with self._device:
-                memory = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
+                pinned = self._cupy.cuda.PinnedMemory(max(nbytes, 1), _PORTABLE)
+                memory = self._cupy.cuda.PinnedMemoryPointer(pinned, 0)
         except self._cupy.cuda.runtime.CUDARuntimeError as error:
             pool = f"{self.name} pinned memory"
             raise OutOfMemory(pool, needed_bytes=nbytes, free_bytes=0) from error
@@ -141,14 +153,17 @@ class CupyDevice:
         self._count(source.nbytes, 1)
         runtime = self._cupy.cuda.runtime
 
-        def enqueue() -> tuple[Region, Region]:
+        def enqueue() -> tuple[Any, ...]:
             stream = self._cupy.cuda.get_current_stream()
+            address, kept = _readable(source)
             runtime.memcpyAsync(
-                target.address, source.address, source.nbytes, runtime.memcpyDefault, stream.ptr
+                target.address, address, source.nbytes, runtime.memcpyDefault, stream.ptr
             )
-            return target, source
+            return target, source, kept
 
-        return lane.submit(enqueue, after=after)
+        # CUDA may wait for the whole copy, and for what is before it, where memory is pageable.
+        is_pageable = MemoryKind.HOST in (target.kind, source.kind)
+        return lane.submit(enqueue, after=after, may_block=is_pageable)
 
     def copy_within(
         self,
@@ -194,20 +209,22 @@ class CupyDevice:
             return lane.submit(lambda: None, after=after)
         _ensure_inside(target, source, blocks)
         self._count(sum(b.nbytes for b in blocks), sum(b.n_runs for b in blocks))
-        return lane.submit(
-            lambda: (self._launch(target, source, blocks), target, source),
-            after=(*after, self._compiled),
-        )
-
-    def _launch(self, target: Region, source: Region, blocks: Sequence[StridedCopy]) -> _Table:
-        """Put the kernel on the current stream; what it needs must live until it is done."""
         base = blocks[0]
         moved = tuple(
             [b.shifted(source=-base.source_offset, target=-base.target_offset) for b in blocks]
         )
         source_address = source.address + base.source_offset
         target_address = target.address + base.target_offset
-        table = self._table(moved, source_address, target_address)
+        key = (moved, source_address % 16, target_address % 16)
+        return lane.submit(
+            lambda: (self._launch(key, source_address, target_address), target, source),
+            after=(*after, self._compiled),
+            may_block=key not in self._tables,  # many runs take long to be written down
+        )
+
+    def _launch(self, key: _Key, source_address: int, target_address: int) -> _Table:
+        """Put the kernel on the current stream; what it needs must live until it is done."""
+        table = self._table(key, source_address, target_address)
         self._cupy.cuda.get_current_stream().wait_event(table.ready)
         n_runs = int(table.tiles.units.size)
         rest: tuple[Any, ...] = (table.units, np.int64(n_runs))
@@ -221,27 +238,25 @@ class CupyDevice:
         self._kernels[table.tiles.kernel]((grid,), (THREADS,), arguments)
         return table
 
-    def _table(
-        self, blocks: tuple[StridedCopy, ...], source_address: int, target_address: int
-    ) -> _Table:
+    def _table(self, key: _Key, source_address: int, target_address: int) -> _Table:
         """The table of these blocks on the device; its ``ready`` event was recorded."""
-        key = (blocks, source_address % 16, target_address % 16)
         with self._tables_lock:
             if key in self._tables:
                 self._tables.move_to_end(key)
                 return self._tables[key]
             made = tiles(
-                pair_runs(blocks), source_address=source_address, target_address=target_address
+                pair_runs(key[0]), source_address=source_address, target_address=target_address
             )
             source, target, units = (
                 self._cupy.asarray(column) for column in (made.source, made.target, made.units)
             )
             ready = self._cupy.cuda.Event(block=True, disable_timing=True)
             ready.record(self._cupy.cuda.get_current_stream())
-            self._tables[key] = _Table(made, source, target, units, ready)
-            if len(self._tables) > MAX_TABLES:
-                self._tables.popitem(last=False)
-            return self._tables[key]
+            table = self._tables[key] = _Table(made, source, target, units, ready)
+            self._table_bytes += table.nbytes
+            while self._table_bytes > MAX_TABLE_BYTES and len(self._tables) > 1:
+                self._table_bytes -= self._tables.popitem(last=False)[1].nbytes
+            return table
 
     def _compile(self) -> None:
         with self._device:
@@ -266,9 +281,11 @@ class CupyDevice:
         results: list[T] = []
 
         def work() -> None:
-            with self._device:
-                results.append(compute())
-            self.mark().wait()
+            try:
+                with self._device:
+                    results.append(compute())
+            finally:  # one that fails may have launched something before
+                self.mark().wait()
 
         await self._compute.submit(work, after=after).done()
         return results[0]
@@ -288,6 +305,14 @@ class CupyDevice:
         await asyncio.gather(*(lane.aclose() for lane in lanes))
         self._tables.clear()
         self._owned.clear()
+
+
+def _readable(region: Region) -> tuple[int, object]:
+    """Where its bytes are, and what keeps them there; regions of read-only memory do not know."""
+    if region.address or not region.nbytes:
+        return region.address, None
+    array = np.frombuffer(region.view(), np.uint8)
+    return array.ctypes.data, array
 
 
 def _ensure_pinned(region: Region) -> None:

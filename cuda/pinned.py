@@ -107,6 +107,8 @@ class StagingPool:
         size = size_class(nbytes)
         if size > self._limit:
             raise OutOfMemory(self._name, needed_bytes=size, free_bytes=self._limit)
+        if self._is_closed:
+            raise _closed(self._name)
         if self._waiting or not self._has_room(size):
             await self._wait(size, deadline_s)
         return Staging(self, self._take(size), nbytes)
@@ -135,7 +137,7 @@ class StagingPool:
             async with asyncio.timeout(deadline_s):
                 await future
         except BaseException as error:
-            if future.done() and not future.cancelled():
+            if future.done() and not future.cancelled() and future.exception() is None:
                 self._leased_bytes -= size
             elif entry in self._waiting:
                 self._waiting.remove(entry)
@@ -160,7 +162,11 @@ class StagingPool:
             buffer = cached.pop()
         else:
             self._evict(self._used + self._cached_bytes + size - self._limit)
-            buffer = self._allocate(size)
+            try:
+                buffer = self._allocate(size)
+            except BaseException:
+                self._wake()  # what was set aside for this one is there for the next
+                raise
             self._allocations += 1
         self._leased_bytes += size
         return buffer
@@ -189,9 +195,13 @@ class StagingPool:
         self._wake()
 
     def close(self) -> None:
-        """Free what is cached; what is out is freed when it comes back."""
+        """Free what is cached; what is out is freed when it comes back. Who waits gets an error."""
         self._is_closed = True
         self._evict(self._cached_bytes)
+        while self._waiting:
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(_closed(self._name))
 
     def statistics(self) -> StagingStatistics:
         return StagingStatistics(
@@ -204,6 +214,10 @@ class StagingPool:
             allocations=self._allocations,
             waits=self._waits,
         )
+
+
+def _closed(name: str) -> StaleLease:
+    return StaleLease(f"{name} was closed")
 
 
 def size_class(nbytes: int) -> int:

@@ -54,7 +54,8 @@ class _Recorded:
 
 
 class StreamLane:
-    """Work for one stream, enqueued at once unless something on the host must end first.
+    """Work for one stream, enqueued at once unless something on the host must end first, or
+    enqueueing takes long.
 
     What ``enqueue`` returns is kept alive until its work is done.
     One thread enqueues what had to wait, one thread sleeps on the events; both end with ``aclose``.
@@ -76,14 +77,19 @@ class StreamLane:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, enqueue: Enqueue, *, after: Sequence[Fence] = ()) -> Fence:
-        """Run ``enqueue`` with this stream current, after ``after``; done when its work is."""
+    def submit(
+        self, enqueue: Enqueue, *, after: Sequence[Fence] = (), may_block: bool = False
+    ) -> Fence:
+        """Run ``enqueue`` with this stream current, after ``after``; done when its work is.
+
+        One that ``may_block`` runs on the lane's own thread, and what comes meanwhile behind it.
+        """
         with self._order:
             if self._is_closing:
                 raise DvrtError("the device was closed before this work began")
             fence = self.timeline.issue()
             job = _Job(enqueue, after, fence)
-            if self._n_waiting or not all(_is_orderable(f) for f in after):
+            if may_block or self._n_waiting or not all(_is_orderable(f) for f in after):
                 self._n_waiting += 1
                 self._late.put(job)
             else:
@@ -129,8 +135,8 @@ class StreamLane:
                         fence.wait()
             except Exception:
                 pass  # the fence is done by now, and its failure is raised from _enqueue
+            self._enqueue(job)  # nobody else does while somebody waits
             with self._order:
-                self._enqueue(job)
                 self._n_waiting -= 1
         self._recorded.put(None)
 

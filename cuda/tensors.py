@@ -29,7 +29,8 @@ class _CudaBytes:
 def as_tensor(region: Region, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """The region as a tensor that shares its memory; keeps the region's owner alive.
 
-    Raises ValueError when the shape has another size, or the memory does not fit the type.
+    Raises ValueError when the shape has another size, the memory does not fit the type, or it is
+    another device's than the current one.
     """
     import torch
 
@@ -38,6 +39,8 @@ def as_tensor(region: Region, shape: Sequence[int], dtype: torch.dtype) -> torch
         raise ValueError(f"{tuple(shape)} of {dtype} is {size} bytes; the region {region.nbytes}")
     if region.kind is MemoryKind.CUDA:
         flat = torch.as_tensor(_CudaBytes(region), device="cuda")
+        if flat.data_ptr() != region.address:  # torch has copied it to the current device
+            raise ValueError("this memory is another device's; make that one the current device")
         return flat.view(dtype).view(*shape)
     flat = torch.frombuffer(region.view(), dtype=torch.uint8)
     tensor = flat.view(dtype).view(*shape)

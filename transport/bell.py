@@ -21,7 +21,11 @@ class Bell:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._peer_fd = -1
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
+        try:
+            self._epoll = select.epoll()
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._epoll.register(self.fd, select.EPOLLIN)
         self._is_heard = False
 

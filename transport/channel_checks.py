@@ -22,6 +22,7 @@ from dvrt.transport.ending_checks import (
     check_close_flushes,
     check_close_flushes_much,
     check_close_wakes,
+    check_close_while_sending,
     check_peer_lost_while_sending,
     check_send_deadline,
 )
@@ -70,6 +71,25 @@ async def check_empty_messages(pair: Pair) -> None:
     for header, parts in ((b"", []), (b"", [b""]), (b"h", [b"", b""]), (b"", [b"", b"x", b""])):
         await send(a, header, *parts)
         expect(await receive(b) == (header, parts), f"{header!r} with {parts!r} arrived altered")
+
+
+async def check_messages_behind_regions(pair: Pair) -> None:
+    """What follows a region may be read ahead; it is not the region, wherever that travels."""
+    a, b = pair
+    for size in (40_000, 300_000):
+        behind = [pattern(20_000, i) for i in range(3 * size // 20_000)]
+
+        async def send_all(size: int = size, behind: list[bytes] = behind) -> None:
+            await send(a, b"region", pattern(size, size))
+            for part in behind:
+                await send(a, b"behind", part)
+
+        async with running(send_all()) as sending:
+            await settle()
+            expect(await receive(b) == (b"region", [pattern(size, size)]), f"{size} bytes altered")
+            for part in behind:
+                expect(await receive(b) == (b"behind", [part]), f"what followed {size} is altered")
+            await result_of(sending)
 
 
 async def check_many_regions(pair: Pair) -> None:
@@ -219,6 +239,7 @@ async def check_context_manager(pair: Pair) -> None:
 CHANNEL_CHECKS: tuple[ChannelCheck, ...] = (
     check_order_both_ways,
     check_empty_messages,
+    check_messages_behind_regions,
     check_many_regions,
     check_big_regions,
     check_memory_is_free_after_send,
@@ -231,6 +252,7 @@ CHANNEL_CHECKS: tuple[ChannelCheck, ...] = (
     check_close_flushes,
     check_close_flushes_much,
     check_close_wakes,
+    check_close_while_sending,
     check_limits,
     check_statistics,
     check_context_manager,

@@ -57,6 +57,20 @@ async def check_cancelled_send(pair: Pair) -> None:
         await receive(b)
 
 
+async def check_close_while_sending(pair: Pair) -> None:
+    """The peer learns that the message will not come, and does not take the goodbye for it."""
+    a, b = pair
+    async with running(send(a, b"", bytes(HUGE_BYTES))) as sending:
+        incoming = await b.receive(deadline_s=LIMIT_S)
+        if sending.done():
+            return
+        await asyncio.wait_for(a.aclose(), LIMIT_S)
+        with expect_error(ChannelClosed, when="a send while its channel is closed"):
+            await result_of(sending)
+        with expect_error(PeerLost, when="the receiver of what was cut short"):
+            await incoming.into(Region.of(bytearray(HUGE_BYTES)), deadline_s=LIMIT_S)
+
+
 async def check_send_deadline(pair: Pair) -> None:
     a, b = pair
     with expect_error(TransferTimeout, when="a send that nobody receives"):

@@ -33,7 +33,8 @@ class FileChannel(GuardedChannel):
     """A log with one reader and one writer in this process, locked against all others.
 
     ``receive`` starts at the first record and waits at the end for what is sent next; ``has_more``
-    tells whether it would wait. ``torn_bytes`` were cut off when the file was opened.
+    tells whether it would wait. ``torn_bytes`` were cut off when the file was opened. ``aclose``
+    makes all durable, and raises PeerLost where it cannot.
     """
 
     def __init__(self, fd: int, peer: str, end: int, torn_bytes: int) -> None:
@@ -64,12 +65,11 @@ class FileChannel(GuardedChannel):
         """Return when all that was sent before this call is on the disk."""
         self._ensure_usable()
         end = self._end
-        try:
-            await self._work(Waiter("a flush"), until(deadline_s), os.fdatasync, self._fd)
-        except PeerLost as error:
-            self._break(error)  # what the kernel could not write it may have forgotten
-            raise
+        await self._work(Waiter("a flush"), until(deadline_s), self._flush_now)
         self._durable_end = max(self._durable_end, end)
+
+    def _flush_now(self) -> None:
+        os.fdatasync(self._fd)
 
     async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
         views = views_of(regions)
@@ -133,18 +133,24 @@ class FileChannel(GuardedChannel):
         try:
             return future.result()
         except OSError as error:
-            raise PeerLost(f"{self.peer}: {os.strerror(error.errno or 0)}") from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: OSError) -> PeerLost:
+        return PeerLost(f"{self.peer}: {os.strerror(error.errno or 0)}")
 
     def _start(self, waiter: Waiter, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
         future = asyncio.get_running_loop().run_in_executor(None, work, *args)
         self._works.add(future)
-        future.add_done_callback(lambda done: self._worked(done, waiter))
+        future.add_done_callback(lambda done: self._worked(done, waiter, work))
         return future
 
-    def _worked(self, future: asyncio.Future[T], waiter: Waiter) -> None:
+    def _worked(self, future: asyncio.Future[T], waiter: Waiter, work: Callable[..., T]) -> None:
+        """A flush that fails breaks the channel, though nobody may wait for it any more: what the
+        kernel could not write it may have forgotten, and the next flush would not be told."""
         self._works.discard(future)
-        if not future.cancelled():
-            future.exception()
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, OSError) and work == self._flush_now:
+            self._break(self._lost(error))
         waiter.wake()
         self._close_when_idle()
 
@@ -161,7 +167,11 @@ class FileChannel(GuardedChannel):
 
     async def _finish(self) -> None:
         await self.quiet()
-        await asyncio.wait([self._start(Waiter("closing"), os.fdatasync, self._fd)])
+        flushing = self._start(Waiter("closing"), self._flush_now)
+        await asyncio.wait([flushing])
+        error = flushing.exception()
+        if isinstance(error, OSError):
+            raise self._lost(error)
 
     def _drop(self) -> None:
         self._is_dropped = True

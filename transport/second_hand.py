@@ -34,8 +34,14 @@ class SecondHand:
         if self._is_closed:
             raise DvrtError("this second hand was closed")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="second hand", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="second hand", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there are too many threads: one hand does it, too
+                mine()
+                others()
+                return
+            self._thread = thread
         self._work.put(others)
         try:
             mine()

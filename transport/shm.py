@@ -60,11 +60,11 @@ async def _set_up(
     """Exchange memory with the peer; owns ``sock``. Raises ConnectFailed or Corrupted."""
     with contextlib.ExitStack() as undo:
         undo.callback(sock.close)
-        arena = Arena(arena_bytes)
-        undo.callback(arena.close)
-        bell = Bell()
-        undo.callback(bell.close)
         try:
+            arena = Arena(arena_bytes)
+            undo.callback(arena.close)
+            bell = Bell()
+            undo.callback(bell.close)
             set_up = _SET_UP.pack(_MAGIC, _VERSION, 0, arena_bytes)
             socket.send_fds(sock, [set_up], [arena.fd, bell.fd])
             arena.close_fd()

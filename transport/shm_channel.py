@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Sequence
 
 from dvrt.buffers import Region
 from dvrt.errors import Corrupted, PeerLost
@@ -42,10 +43,13 @@ class ShmChannel(SocketChannel):
         self._second_hand = SecondHand()
         self._is_unmapped = False
 
+    def _is_inline(self, sizes: Sequence[int]) -> bool:
+        return sum(sizes) <= INLINE_BYTES
+
     async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
         sizes = [region.nbytes for region in regions]
         total = sum(sizes)
-        if total <= INLINE_BYTES:
+        if self._is_inline(sizes):
             await super()._send(header, regions, until)
             return
         self._ensure_peer()
@@ -66,11 +70,13 @@ class ShmChannel(SocketChannel):
             if not is_whole:
                 offset = await self._allocate(size, until)
             sources.copy_to(self._arena.bytes[offset : offset + size], self._second_hand)
+            self._is_mid_message = True
             await self._write_all((head + _PIECE.pack(offset, size),), until)
             head = b""
             offset += size
             await asyncio.sleep(0)
             self._ensure_usable()
+        self._is_mid_message = False
 
     async def _allocate(self, size: int, until: float | None) -> int:
         """An extent of the own arena, as soon as the peer has let go of enough."""
@@ -91,7 +97,7 @@ class ShmChannel(SocketChannel):
 
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
         sizes = [region.nbytes for region in regions]
-        if sum(sizes) <= INLINE_BYTES:
+        if self._is_inline(sizes):
             await super()._fill(regions, until)
             return
         targets = Pieces(regions, sizes)
@@ -119,7 +125,7 @@ class ShmChannel(SocketChannel):
 
     async def _borrow(self, sizes: tuple[int, ...], until: float | None) -> Borrowed:
         total = sum(sizes)
-        if not INLINE_BYTES < total <= self._peer_arena.capacity:
+        if self._is_inline(sizes) or total > self._peer_arena.capacity:
             return await super()._borrow(sizes, until)
         number = self._releases.take()
         start, size = await self._next_piece(total, until)

@@ -46,6 +46,7 @@ class SocketChannel(GuardedChannel):
         self._staging = Staging(STAGING_BYTES)
         self._targets = Vector()
         self._outgoing = Vector()
+        self._is_mid_message = False
         self._end: PeerLost | None = None
         self._is_flushed = False
         self._readiness.watch(reads=True)
@@ -64,8 +65,12 @@ class SocketChannel(GuardedChannel):
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
         await self._read(Vector(views_of(regions)), until)
 
+    def _is_inline(self, sizes: Sequence[int]) -> bool:
+        """Whether regions of these sizes follow their head on the socket."""
+        return True
+
     def _take_here(self, sizes: tuple[int, ...]) -> list[bytearray] | None:
-        if sum(sizes) > len(self._staging):
+        if not self._is_inline(sizes) or sum(sizes) > len(self._staging):
             return None
         return [self._staging.take(size) for size in sizes]
 
@@ -189,8 +194,8 @@ class SocketChannel(GuardedChannel):
 
     async def _finish(self) -> None:
         self._readiness.watch(reads=False)
-        if self._outgoing.nbytes or self._end is not None:
-            return
+        if self._outgoing.nbytes or self._is_mid_message or self._end is not None:
+            return  # in the middle of a message the peer is not to take this for a part of it
         goodbye = Vector([memoryview(pack_head(b"", (), FrameKind.GOODBYE))])
         with contextlib.suppress(OSError):
             await self._flush(goodbye)

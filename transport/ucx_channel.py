@@ -37,7 +37,6 @@ class UcxChannel(SocketChannel):
         self._link = Link(worker, ours, theirs, on_change=self._on_change, on_lost=self._on_lost)
         self._hang_up = select.epoll()
         self._hang_up.register(sock.fileno(), select.EPOLLRDHUP)
-        self._is_mid_message = False
 
     def _on_change(self) -> None:
         self._send_waiter.wake()
@@ -46,9 +45,12 @@ class UcxChannel(SocketChannel):
     def _on_lost(self) -> None:
         self._lose(f"{self.peer} cannot be reached by UCX any more")
 
+    def _is_inline(self, sizes: Sequence[int]) -> bool:
+        return sum(sizes) <= INLINE_BYTES
+
     async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
         sizes = [region.nbytes for region in regions]
-        is_inline = sum(sizes) <= INLINE_BYTES
+        is_inline = self._is_inline(sizes)
         near = [_near(region, is_inline) for region in regions]
         await self._copy(regions, near, self._send_waiter, until)
         if is_inline:
@@ -85,7 +87,7 @@ class UcxChannel(SocketChannel):
 
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
         sizes = [region.nbytes for region in regions]
-        is_inline = sum(sizes) <= INLINE_BYTES
+        is_inline = self._is_inline(sizes)
         near = [_near(region, is_inline) for region in regions]
         if is_inline:
             await super()._fill(tuple(near), until)
@@ -121,11 +123,6 @@ class UcxChannel(SocketChannel):
             await waiter.wait(until)
             self._ensure_usable()
 
-    async def _finish(self) -> None:
-        """Nothing is said in the middle of a message: the peer is not to take it for its end."""
-        if not self._is_mid_message:
-            await super()._finish()
-
     def _drop(self) -> None:
         self._stop_watching()
         self._hang_up.close()
@@ -134,7 +131,7 @@ class UcxChannel(SocketChannel):
 
     async def quiet(self) -> None:
         """Until UCX has put away what it had begun to move; see ``Link.quiet``."""
-        if self._broken is not None:
+        if self._closed or self._broken is not None:  # closing still flushes before it drops
             await self._link.quiet()
 
 

@@ -26,15 +26,25 @@ async def open_link(
 ) -> Link:
     """Compare set-ups with the peer, which must do the same, and take the channel over.
 
-    The window is cut to what the kit's staging can hold. Raises ConfigError naming the field that
-    differs (the peer raises it too), PeerLost, TransferTimeout; the channel is then aborted.
+    The window is cut to what the kit's staging can promise. Raises ConfigError naming the field
+    that differs (the peer raises it too), PeerLost, TransferTimeout; the channel is then aborted.
     """
     mine = Hello(
         version=PROTOCOL_VERSION,
         setup=setup,
         incarnation=incarnation,
-        window_bytes=min(window_bytes, kit.landing.statistics().limit_bytes // 2),
+        window_bytes=kit.promise(window_bytes),
     )
+    try:
+        theirs = await _greet(channel, mine, deadline_s=deadline_s)
+    except BaseException:
+        kit.take_back(mine.window_bytes)
+        raise
+    return Link(channel, kit, mine=mine, theirs=theirs, stall_s=stall_s)
+
+
+async def _greet(channel: Channel, mine: Hello, *, deadline_s: float | None) -> Hello:
+    """The peer's greeting, which agrees with ours."""
     try:
         async with deadline(deadline_s, "the handshake of a link"):
             await channel.send(encode(mine))
@@ -48,4 +58,4 @@ async def open_link(
     except BaseException:
         channel.abort()
         raise
-    return Link(channel, kit, mine=mine, theirs=theirs, stall_s=stall_s)
+    return theirs

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from dvrt.errors import ChannelClosed, Corrupted, PeerLost, ProtocolError
 from dvrt.kv.digest import Sum, Tally, digest_of
 from dvrt.streaming.cache import Cache
 from dvrt.streaming.contiguous import finish, to_its_end
-from dvrt.streaming.messages import Commit, Offer, Over, Parcel, Stored
+from dvrt.streaming.messages import MAX_REASON, Commit, Offer, Over, Parcel, Stored
 from dvrt.streaming.parcels import Item, Packing, is_direct, pieces
 
 if TYPE_CHECKING:
@@ -231,14 +230,13 @@ class InStream:
             return None
         return landing.direct(sizes)
 
-    @contextmanager
-    def receiving(self) -> Iterator[None]:
-        """While the link writes into this stream's own memory."""
+    def receiving(self) -> None:
+        """The link begins to write into this stream's own memory; ``received`` must follow."""
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._idle.set()
+
+    def received(self) -> None:
+        """Nothing writes there any more."""
+        self._idle.set()
 
     def arrived(self, arrival: Arrival) -> None:
         if self.is_over:
@@ -326,7 +324,8 @@ class InStream:
             stream=name,
             epoch=epoch,
             generation=self.generation,
-            reason=reason,
+            is_from_sender=False,
+            reason=reason[:MAX_REASON],
             is_corrupted=is_corrupted,
         )
 

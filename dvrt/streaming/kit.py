@@ -42,6 +42,7 @@ class Kit:
             for name in ("staging", "landing")
         )
         self.max_parcel_bytes = min(max_parcel_bytes, staging_bytes // 8)
+        self._promised_bytes = 0
         self.is_verified = is_verified
         self.counters = Counters()
         self.journal = Journal()
@@ -50,6 +51,21 @@ class Kit:
     def reaches_device(self) -> bool:
         """Whether a transport may touch device memory directly: where it is host memory."""
         return self.device.kind is not MemoryKind.CUDA
+
+    def promise(self, wanted_bytes: int) -> int:
+        """How much one more link may have in the landing before anybody has taken it.
+
+        Half of what no other link was promised, so that parcels of streams that nobody takes fill
+        their own link's share, and never less than a parcel. ``take_back`` must follow.
+        """
+        free_bytes = self.landing.statistics().limit_bytes - self._promised_bytes
+        promised = max(min(wanted_bytes, free_bytes // 2), min(wanted_bytes, self.max_parcel_bytes))
+        self._promised_bytes += promised
+        return promised
+
+    def take_back(self, promised_bytes: int) -> None:
+        """The link is over."""
+        self._promised_bytes -= promised_bytes
 
     def record(
         self, kind: str, stream: str, step: int, *, index: int = -1, layer: int = -1

@@ -35,6 +35,8 @@ from dvrt.transport import Channel, Incoming
 from dvrt.wire import decode
 
 MAX_OFFERS = 1024
+MAX_SAID = 1 << 16
+"""Small messages that may wait for the peer to read."""
 GENERATION_BITS = 32
 """Generations of a later incarnation are above these: no parcel can be taken for another link's."""
 
@@ -57,6 +59,7 @@ class Link:
         self._in: dict[Key, InStream] = {}
         self._offers: dict[Key, Offer] = {}
         self._offered_more = asyncio.Event()
+        self._receiving: InStream | None = None
         self.incarnation = max(mine.incarnation, theirs.incarnation)
         self._generation = self.incarnation << GENERATION_BITS
         self._is_closing = False
@@ -205,6 +208,7 @@ class Link:
             self._channel.abort()
             await self._channel.quiet()
             self._settle(error)
+            self.kit.take_back(self._own_window_bytes)
             self._offered_more.set()
             self._over.set()
 
@@ -218,6 +222,7 @@ class Link:
     def _settle(self, error: BaseException) -> None:
         """Nothing touches memory any more: give all of it back and fail who waits."""
         lost = error if isinstance(error, TransportError) else PeerLost(f"the link ended: {error}")
+        self._received()
         self._outbox.settle(lost)
         for out in list(self._out.values()):
             out.fail(lost)
@@ -225,6 +230,12 @@ class Link:
             into.fail(lost)
         self._out.clear()
         self._in.clear()
+
+    def _received(self) -> None:
+        """Nothing is written into a stream's own memory: that has come, or the channel is quiet."""
+        stream, self._receiving = self._receiving, None
+        if stream is not None:
+            stream.received()
 
     def _report(self, error: BaseException) -> None:
         asyncio.get_running_loop().call_exception_handler(
@@ -254,6 +265,8 @@ class Link:
                 raise ProtocolError(f"a {type(last).__name__} with regions")
             else:
                 self._handle(last)
+            if self._outbox.n_said > MAX_SAID:
+                raise ProtocolError(f"{MAX_SAID} answers wait for a peer that does not read them")
 
     def _handle(self, message: object) -> None:
         if isinstance(message, Credit):
@@ -264,6 +277,8 @@ class Link:
             out = self._out.get((message.stream, message.epoch))
             if out is not None:
                 out.told(message)
+            elif isinstance(message, Grant):
+                self._withdraw(message)
         elif isinstance(message, Commit):
             into = self._in.get((message.stream, message.epoch))
             if into is not None and into.generation == message.generation:
@@ -282,14 +297,38 @@ class Link:
             self._offered_more.set()
         else:
             reason = f"{MAX_OFFERS} streams are offered that nobody expects"
-            self.say(Over(stream=offer.stream, epoch=offer.epoch, generation=0, reason=reason))
+            self.say(
+                Over(
+                    stream=offer.stream,
+                    epoch=offer.epoch,
+                    generation=0,
+                    is_from_sender=False,
+                    reason=reason,
+                )
+            )
+
+    def _withdraw(self, grant: Grant) -> None:
+        """An offer that was given up before it was granted: nobody will send what is expected."""
+        self.say(
+            Over(
+                stream=grant.stream,
+                epoch=grant.epoch,
+                generation=grant.generation,
+                is_from_sender=True,
+                reason="the offer was withdrawn",
+            )
+        )
 
     def _ended(self, message: Over) -> None:
         key = (message.stream, message.epoch)
-        self._offers.pop(key, None)
-        for stream in (self._out.get(key), self._in.get(key)):
-            if stream is not None and stream.generation == message.generation:
-                stream.told_over(message)
+        stream: InStream | OutStream | None
+        if message.is_from_sender:
+            self._offers.pop(key, None)
+            stream = self._in.get(key)
+        else:
+            stream = self._out.get(key)
+        if stream is not None and stream.generation == message.generation:
+            stream.told_over(message)
 
     async def _take(self, parcel: Parcel, incoming: Incoming) -> None:
         """Receive a parcel into its place, into staging, or, when it is late, into nothing."""
@@ -299,12 +338,14 @@ class Link:
         stream = self._in.get((parcel.stream, parcel.epoch))
         is_late = stream is None or stream.generation != parcel.generation
         if stream is not None and not is_late and (direct := stream.direct(parcel, incoming.sizes)):
-            with stream.receiving():
-                await incoming.into(*direct, deadline_s=self._stall_s)
+            self._receiving = stream
+            stream.receiving()
+            await incoming.into(*direct, deadline_s=self._stall_s)
+            self._received()
             arrival = Arrival(parcel=parcel, nbytes=nbytes, staging=None, regions=direct)
             stream.arrived(arrival)
             return
-        staging = await self.kit.landing.lease(nbytes, deadline_s=self._stall_s)
+        staging = await self.kit.landing.lease(nbytes)  # what fills it is ours, and no stall
         regions: list[Region] = cut(staging.region, incoming.sizes)
         try:
             await incoming.into(*regions, deadline_s=self._stall_s)

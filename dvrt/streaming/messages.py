@@ -8,9 +8,13 @@ from enum import Enum
 from dvrt.errors import ConfigError
 from dvrt.wire import encode, message
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_TOGETHER = 64
 """Small messages that leave as one at most."""
+MAX_NAME = 1024
+"""Characters of a stream's name."""
+MAX_REASON = 4000
+"""Characters of a reason that travel."""
 
 
 class Grouping(Enum):
@@ -50,6 +54,10 @@ class Offer:
     epoch: int
     grouping: Grouping
     max_parcel_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.stream) > MAX_NAME:
+            raise ConfigError(f"a stream's name of {len(self.stream)} characters; limit {MAX_NAME}")
 
 
 @message("stream.grant")
@@ -114,13 +122,19 @@ class Stored:
 
 @message("stream.over")
 class Over:
-    """No more of this stream from the side that says so; ``reason`` is empty when all is well."""
+    """No more of this stream from the side that says so, which is its sender or its receiver: each
+    has a stream of this name of its own. ``reason`` is empty when all is well."""
 
     stream: str
     epoch: int
     generation: int
+    is_from_sender: bool
     reason: str
     is_corrupted: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.reason) > MAX_REASON:
+            raise ConfigError(f"a reason of {len(self.reason)} characters; limit {MAX_REASON}")
 
 
 Said = Offer | Grant | Parcel | Credit | Commit | Stored | Over

@@ -43,7 +43,7 @@ class LayerGate:
     def _open(self, layer: int, fence: Fence | None) -> None:
         self._next = max(self._next, layer + 1)
         if fence is not None:
-            self._fences = [f for f in self._fences if not f.is_done] + [fence]
+            self._fences = [f for f in self._fences if not f.is_done or f.error] + [fence]
         self._moved.set()
 
     async def wait(self, layer: int) -> Sequence[Fence]:

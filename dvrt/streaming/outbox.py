@@ -29,6 +29,11 @@ class Outbox:
     def __repr__(self) -> str:
         return f"{len(self._parcels)} parcels wait, {self.window!r}"
 
+    @property
+    def n_said(self) -> int:
+        """Small messages that wait."""
+        return len(self._said)
+
     def say(self, message: Said) -> None:
         self._said.append(message)
         self._work.set()

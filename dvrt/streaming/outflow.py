@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from dvrt.buffers import Region
 from dvrt.cuda.fences import Fence
+from dvrt.cuda.pinned import Staging
 from dvrt.errors import TransferTimeout
 from dvrt.kv.plan import Copy, Tokens, Worker, of_source, peers_of_source, plan
 from dvrt.streaming.cache import Cache
@@ -107,19 +110,24 @@ class Outflow:
                 await fence.done()
             sent = stream.ship(step, item.index, 0, own_regions(cache, found)).sent
         else:
-            staging = await self._kit.staging.lease(item.nbytes)
-            try:
-                await finish(
-                    self._kit.device.pack(staging.region, cache.region, found.blocks, after=after)
-                )
-            except BaseException:
-                staging.release()
-                raise
+            pack = self._kit.device.pack
+            fill = partial(pack, source=cache.region, blocks=found.blocks, after=after)
+            staging = await self._staged(item.nbytes, fill)
             regions = split(found, staging.region)
             self._kit.counters.copies_out += len(regions)
             sent = stream.ship(step, item.index, 0, regions, staging.release).sent
         self._record("packed", step, item)
         sent.add_done_callback(lambda _: self._record("sent", step, item))
+
+    async def _staged(self, nbytes: int, fill: Callable[[Region], Fence]) -> Staging:
+        """Staging that ``fill`` has filled."""
+        staging = await self._kit.staging.lease(nbytes)
+        try:
+            await finish(fill(staging.region))
+        except BaseException:
+            staging.release()
+            raise
+        return staging
 
     async def _ship_runs(
         self,
@@ -132,11 +140,12 @@ class Outflow:
     ) -> None:
         """The paper's baseline: a copy and a transfer for each contiguous run, one by one."""
         for offset, place, nbytes in pieces(found):
-            with await self._kit.staging.lease(nbytes) as staging:
-                source = cache.region.part(offset, nbytes)
-                await finish(self._kit.device.copy_out(staging.region, source, after=after))
-                self._kit.counters.copies_out += 1
-                await asyncio.shield(stream.ship(step, item.index, place, [staging.region]).sent)
+            source = cache.region.part(offset, nbytes)
+            copy = partial(self._kit.device.copy_out, source=source, after=after)
+            staging = await self._staged(nbytes, copy)
+            self._kit.counters.copies_out += 1
+            sent = stream.ship(step, item.index, place, [staging.region], staging.release).sent
+            await asyncio.shield(sent)
         self._record("sent", step, item)
 
     def _record(self, kind: str, step: int, item: Item) -> None:

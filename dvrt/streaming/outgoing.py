@@ -11,7 +11,16 @@ from dvrt.cuda.pinned import size_class
 from dvrt.errors import Corrupted, DvrtError, PeerLost
 from dvrt.kv.digest import Tally, digest_of
 from dvrt.streaming.contiguous import deadline, to_its_end
-from dvrt.streaming.messages import Commit, Grant, Grouping, Offer, Over, Parcel, Stored
+from dvrt.streaming.messages import (
+    MAX_REASON,
+    Commit,
+    Grant,
+    Grouping,
+    Offer,
+    Over,
+    Parcel,
+    Stored,
+)
 
 if TYPE_CHECKING:
     from dvrt.streaming.link import Link
@@ -230,8 +239,15 @@ class OutStream:
 
     def _say_over(self, reason: str) -> None:
         name, epoch = self.key
-        over = Over(stream=name, epoch=epoch, generation=self.generation, reason=reason)
-        self._link.say(over)
+        self._link.say(
+            Over(
+                stream=name,
+                epoch=epoch,
+                generation=self.generation,
+                is_from_sender=True,
+                reason=reason[:MAX_REASON],
+            )
+        )
 
 
 async def open_out(
@@ -243,8 +259,11 @@ async def open_out(
     max_parcel_bytes: int | None = None,
     deadline_s: float | None,
 ) -> OutStream:
-    """Offer a stream and wait until the peer accepts it. Raises PeerLost, TransferTimeout."""
-    limit = max_parcel_bytes or link.kit.max_parcel_bytes
+    """Offer a stream and wait until the peer accepts it. Raises PeerLost, TransferTimeout.
+
+    Parcels are no larger than the peer's window, whatever this side could send.
+    """
+    limit = min(max_parcel_bytes or link.kit.max_parcel_bytes, link.peer.window_bytes)
     stream = OutStream(link, name, epoch=epoch, grouping=grouping, max_parcel_bytes=limit)
     try:
         await link.offer(stream, deadline_s=deadline_s)

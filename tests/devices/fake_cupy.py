@@ -85,9 +85,12 @@ class Event:
         self.reached.wait()
 
 
-def alloc(nbytes):
-    array = np.full(nbytes, 0xEE, np.uint8)
-    return SimpleNamespace(ptr=array.ctypes.data, array=array)
+def alloc(nbytes, flags=0):
+    return np.full(nbytes, 0xEE, np.uint8)
+
+
+def pointer(memory, offset):
+    return SimpleNamespace(ptr=memory.ctypes.data + offset, mem=memory)
 
 
 class Kernel:
@@ -126,18 +129,16 @@ def make():
 
         return open_
 
-    class FakeOutOfMemory(MemoryError):
-        pass
-
     cuda = SimpleNamespace(
         Device=Device,
         Stream=opened(Stream),
         ExternalStream=opened(ExternalStream),
         Event=Event,
-        alloc=alloc,
-        alloc_pinned_memory=alloc,
+        Memory=alloc,
+        MemoryPointer=pointer,
+        PinnedMemory=alloc,
+        PinnedMemoryPointer=pointer,
         get_current_stream=lambda: Stream.current.stream,
-        memory=SimpleNamespace(OutOfMemoryError=FakeOutOfMemory),
         runtime=SimpleNamespace(
             memcpyAsync=memcpy_async, memcpyDefault=4, CUDARuntimeError=FakeError
         ),

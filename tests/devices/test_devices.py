@@ -231,6 +231,59 @@ async def test_a_gpu_packs_into_pinned_memory_only():
             device.pack(Region.of(bytearray(8)), device.alloc(8), [rows(1, 8, 8)])
 
 
+async def test_tables_are_kept_up_to_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr("dvrt.cuda.cupy_device.MAX_TABLE_BYTES", 2000)
+    async with opened("cupy") as device:
+        source, staging = numbered(device, 4096), device.alloc_host(640)
+        for count in range(2, 40):
+            await device.pack(staging, source, [rows(count, 16, 96)]).done(deadline_s=5)
+        held = [table.nbytes for table in device._tables.values()]
+        assert device._table_bytes == sum(held) <= 2000
+        assert 0 < len(held) < 38
+
+
+async def test_read_only_memory_is_copied_in():
+    async with opened("cupy") as device:
+        target = device.alloc(5)
+        await device.copy_in(target, Region.of(b"hello")).done(deadline_s=5)
+        assert bytes_at(target).tobytes() == b"hello"
+
+
+async def test_pageable_copies_are_enqueued_by_the_lanes_thread_and_in_order(monkeypatch):
+    enqueued = []
+    memcpy = fake_cupy.memcpy_async
+
+    def noted(*given):
+        enqueued.append(threading.current_thread() is threading.main_thread())
+        memcpy(*given)
+
+    monkeypatch.setattr(fake_cupy, "memcpy_async", noted)
+    async with opened("cupy") as device:
+        target, pinned = device.alloc(4), device.alloc_host(4)
+        pinned.view()[:] = b"last"
+        device.copy_in(target, Region.of(bytearray(b"next")))
+        await device.copy_in(target, pinned).done(deadline_s=5)
+        assert bytes_at(target).tobytes() == b"last"
+    assert enqueued[0] is False
+
+
+async def test_what_a_failed_compute_launched_is_over_when_it_has_failed():
+    async with opened("cupy") as device:
+        launched = threading.Event()
+
+        def compute():
+            device._marks._stream.slowly(launched.set)
+            raise ValueError("after a launch")
+
+        fake_cupy.Stream.delay_s = 0.05
+        try:
+            with pytest.raises(ValueError, match="after a launch"):
+                await device.run(compute)
+        finally:
+            fake_cupy.Stream.delay_s = 0.0
+        assert launched.is_set()
+
+
 async def test_a_prepared_table_is_used_again_wherever_it_is_moved():
     async with opened("cupy") as device:
         source, staging = numbered(device, 4096), device.alloc_host(64)

@@ -129,3 +129,38 @@ def test_size_classes_fit_and_waste_at_most_half(nbytes):
     size = size_class(nbytes)
     assert size >= nbytes
     assert size < 2 * max(nbytes, 4 << 10) or nbytes == 0
+
+
+async def test_memory_that_cannot_be_had_is_there_for_the_next():
+    memory, failures = Memory(), [OutOfMemory("pinned", needed_bytes=1, free_bytes=0)]
+
+    def allocate(nbytes):
+        if failures and nbytes == 3 * MIB:
+            raise failures.pop()
+        return memory.allocate(nbytes)
+
+    pool = StagingPool(allocate, memory.free, limit_bytes=4 * MIB)
+    held = await pool.lease(2 * MIB)
+    large = asyncio.create_task(pool.lease(3 * MIB))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(pool.lease(2 * MIB))
+    await asyncio.sleep(0)
+    held.release()
+    with pytest.raises(OutOfMemory):
+        await large
+    (await asyncio.wait_for(small, 5)).release()
+
+
+async def test_whoever_waits_learns_that_the_pool_was_closed():
+    pool, memory = pool_of(MIB)
+    held = await pool.lease(MIB)
+    waiting = asyncio.create_task(pool.lease(MIB))
+    await asyncio.sleep(0)
+    pool.close()
+    with pytest.raises(StaleLease, match="closed"):
+        await waiting
+    with pytest.raises(StaleLease, match="closed"):
+        await pool.lease(1)
+    held.release()
+    assert not memory.held
+    assert pool.statistics().leased_bytes == 0

@@ -103,6 +103,11 @@ def parcel(**fields):
     return Parcel(**{**usual, "sequence": 0, "digest": 0, **fields})
 
 
+def over(reason, **fields):
+    usual = {"stream": "kv", "epoch": 0, "generation": 0, "is_from_sender": False}
+    return Over(**{**usual, "reason": reason, **fields})
+
+
 def cache_on(kit):
     return Cache(region=kit.device.alloc(LAYOUT.nbytes), layout=LAYOUT)
 
@@ -199,7 +204,7 @@ async def test_what_cannot_be_said_together_ends_the_link(tools, what):
         said = {
             "nothing": [],
             "a greeting": [hello],
-            "a parcel ahead": [parcel(), Over(stream="kv", epoch=0, generation=0, reason="")],
+            "a parcel ahead": [parcel(), over("")],
         }
         messages = [msgpack.unpackb(encode(message)) for message in said[what]]
         await peer.channel.send(msgpack.packb(["stream.together", 1, [messages]]))
@@ -253,7 +258,7 @@ async def test_a_refusal_reaches_the_sender_as_corruption(tools):
         stream = await opening
         stream.ship(0, 0, 0, [Region.of(bytearray(10))])
         stored = stream.commit(0)
-        await peer.say(Over(stream="kv", epoch=0, generation=3, reason="digest", is_corrupted=True))
+        await peer.say(over("digest", generation=3, is_corrupted=True))
         with pytest.raises(Corrupted, match="digest"):
             await stored
         with pytest.raises(Corrupted):

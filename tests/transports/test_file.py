@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,37 @@ async def test_a_full_disk_breaks_the_log(tmp_path, monkeypatch):
             await log.send(b"x")
         with pytest.raises(PeerLost):
             await log.flush()
+
+
+async def test_a_flush_that_nobody_waits_for_any_more_still_breaks_the_log(tmp_path, monkeypatch):
+    """The kernel reports what it could not write once: the next flush would promise too much."""
+    log = await open_log(tmp_path / "log")
+    flush, is_slow = os.fdatasync, threading.Event()
+
+    def fails_late(fd: int) -> None:
+        is_slow.wait(10)
+        monkeypatch.setattr(os, "fdatasync", flush)
+        raise OSError(5, "an error of the disk")
+
+    monkeypatch.setattr(os, "fdatasync", fails_late)
+    await log.send(b"x")
+    with pytest.raises(TransferTimeout):
+        await log.flush(deadline_s=0.01)
+    is_slow.set()
+    await log.quiet()
+    with pytest.raises(PeerLost, match="Input/output error"):
+        await log.flush()
+    assert log.durable_bytes == 0
+    await log.aclose()
+
+
+async def test_closing_says_that_the_last_could_not_be_made_durable(tmp_path, monkeypatch):
+    log = await open_log(tmp_path / "log")
+    await log.send(b"x")
+
+    def fails(fd: int) -> None:
+        raise OSError(5, "an error of the disk")
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with pytest.raises(PeerLost, match="Input/output error"):
+        await log.aclose()
