@@ -141,6 +141,8 @@ def runtime_figures(
         restart_s=max(0.0, ready_s - load_s),
         is_exact=is_exact,
         token_factor=sum(full) / sum(_token_s(each, probe, probe.batch) for each in timings),
+        alone_factor=sum(alone) / sum(_token_s(each, probe, 1) for each in timings),
+        stages=probe.stages,
         prompt_factor=_prompt_factor(samples, timings),
     )
 

@@ -19,8 +19,9 @@ Figures = TypeVar("Figures", bound="DataclassInstance")
 class RuntimeFigures:
     """What the runtime costs beside the model, measured with its own processes; seconds.
 
-    ``token_factor`` and ``prompt_factor`` are what steps take while stages serve, beside each other
-    and with pauses, over what they take alone and in a loop. ``step_s`` is what a busy stage takes
+    ``token_factor`` and ``prompt_factor`` are what steps take while ``stages`` stages serve, beside
+    each other and with pauses, over what they take alone and in a loop; ``alone_factor`` is that of
+    token steps with pauses and with nothing beside them. ``step_s`` is what a busy stage takes
     for a step beside its compute, ``hop_s`` a step's way from one process to the next and on to its
     compute. A killed worker is missed ``detect_s`` later, and ``restart_s`` after that another has
     joined; then it loads its weights. ``is_exact`` says that whole batches and chunks are computed,
@@ -34,9 +35,17 @@ class RuntimeFigures:
     is_exact: bool = False
     token_factor: float = 1.0
     prompt_factor: float = 1.0
+    alone_factor: float = 1.0
+    stages: int = 2
 
     def __post_init__(self) -> None:
         check_numbers("runtime", self, may_be_zero=("step_s", "hop_s", "detect_s", "restart_s"))
+
+    def token_factor_of(self, stages: int) -> float:
+        """For a pipeline of so many stages: what they cost each other grows with their number up
+        to that of the measured ones."""
+        share = 1.0 if self.stages < 2 else min(1.0, (stages - 1) / (self.stages - 1))
+        return self.alone_factor + share * (self.token_factor - self.alone_factor)
 
 
 def read_part(kind: type[Figures], entry: Any, where: str) -> Figures:

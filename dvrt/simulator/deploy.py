@@ -105,7 +105,7 @@ def deploy_times(
             StageFigures(
                 first=first,
                 last=last,
-                timing=served(timing, runtime),
+                timing=served(timing, runtime, n_stages),
                 load_s=timing.load_s,
                 step_s=runtime.step_s if runtime else 0.0,
             )
@@ -141,7 +141,7 @@ def profile_stages(
             StageFigures(
                 first=first,
                 last=last,
-                timing=served(timing, runtime),
+                timing=served(timing, runtime, n_stages),
                 load_s=profile.load_s(last - first),
                 step_s=runtime.step_s if runtime else 0.0,
                 draw_s=profile.head_s(1) if runtime and last == layers else 0.0,
@@ -150,11 +150,12 @@ def profile_stages(
     return tuple(stages)
 
 
-def served(timing: NullTiming, runtime: RuntimeFigures | None) -> NullTiming:
-    """The times of steps while the runtime serves, where what that costs was measured."""
+def served(timing: NullTiming, runtime: RuntimeFigures | None, n_stages: int) -> NullTiming:
+    """The times of steps while a pipeline of so many stages serves, where what that costs was
+    measured."""
     if runtime is None:
         return timing
-    token, prompt = runtime.token_factor, runtime.prompt_factor
+    token, prompt = runtime.token_factor_of(n_stages), runtime.prompt_factor
     return replace(
         timing,
         decode_s=token * timing.decode_s,

@@ -307,7 +307,7 @@ def test_what_a_stage_adds_is_in_its_times() -> None:
 
 
 def test_what_laps_tell_of_the_runtime() -> None:
-    """Three microbatches on stages of 2 s: 3 s a step; alone two steps, and three hops of 0.5 s."""
+    """Three microbatches on stages of 2 s: 3 s a step; alone two steps, and three hops."""
     laps = [Laps(alone_s=7.5, full_s=9.0)] * 2 + [Laps(alone_s=70.0, full_s=90.0)]
     replaced = [Replaced(detect_s=0.1, ready_s=4.0)]
     samples = RuntimeSamples(
@@ -315,7 +315,7 @@ def test_what_laps_tell_of_the_runtime() -> None:
         laps=laps,
         replaced=replaced,
         spans=[
-            *(spans(4, 1.0, 2.0) + spans(1, 1.0, 2.0)),
+            *(spans(4, 1.0, 2.0) + spans(1, 0.8, 1.6)),
             *spans(0, 6.0, 6.0, chunks=2),
             *spans(2, 4.0, 5.0, chunks=1),
         ],
@@ -323,9 +323,10 @@ def test_what_laps_tell_of_the_runtime() -> None:
     timings = [NullTiming(decode_s=0.5, chunk_s=2.0), NullTiming(decode_s=1.0, chunk_s=2.0)]
     found = runtime_figures(samples, timings, load_s=1.5, is_exact=False)
     assert found.step_s == pytest.approx(1.0)
-    assert found.hop_s == pytest.approx((7.5 - 3.0 - 2.0) / 3)
+    assert found.hop_s == pytest.approx((7.5 - 2.4 - 2.0) / 3)
     assert (found.detect_s, found.restart_s) == (0.1, 2.5)
     assert (found.token_factor, found.prompt_factor) == (2.0, 1.5)
+    assert [found.token_factor_of(n) for n in (1, 2, 5)] == [pytest.approx(1.6), 2.0, 2.0]
     busy = replace(samples, spans=[replace(each, seconds=9.0) for each in samples.spans])
     slow = runtime_figures(busy, timings, load_s=5.0, is_exact=False)
     assert (slow.step_s, slow.hop_s, slow.restart_s) == (0.0, 0.0, 0.0)
