@@ -48,8 +48,8 @@ class Load:
 
 def measure(*, quick: bool) -> Measured:
     """Seconds of a window on each side, and how far copies are behind."""
-    null = Load(rows=NULL_ROWS, prompt=16, output=60 if quick else 150, windows=5 if quick else 15)
-    real = Load(rows=REAL_ROWS, prompt=32, output=8 if quick else 24, windows=4 if quick else 20)
+    null = Load(rows=NULL_ROWS, prompt=16, output=60 if quick else 100, windows=5 if quick else 15)
+    real = Load(rows=REAL_ROWS, prompt=32, output=8 if quick else 24, windows=4 if quick else 40)
     with tempfile.TemporaryDirectory() as scratch:
         null_found = asyncio.run(_null(Path(scratch), null))
         with two_cores() as cores:
