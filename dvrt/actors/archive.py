@@ -200,8 +200,9 @@ class ArchiveActor(Holder):
             await self._turn_off(error)
             return ReplicaSent(ranges=())
         sent: list[LogRange] = []
-        for wanted in order.ranges:
-            data = await self._blocking(files.read, wanted.seq, wanted.stop)
+        for index, wanted in enumerate(order.ranges):
+            stop = order.trusted(index, files.index.epoch_of(wanted.seq))
+            data = await self._blocking(files.read, wanted.seq, stop)
             if data:
                 sent.append(
                     await ship_log(

@@ -151,6 +151,7 @@ class Controller(Actor):
             self._overseer.roster,
             answer=self._restored,
             done=self._chronicle.mendings.all_restored,
+            life=0 if self._plan.blueprint.options.exact else self.succession.first_number,
         )
 
     async def wait_ready(self) -> None:

@@ -26,22 +26,32 @@ class CopyLog:
         self._order, self._tell = order, tell
         self._held: list[tuple[str, str, float, float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def add(
         self, lane: str, name: str, began: float, nbytes: int, busy_s: float | None = None
     ) -> None:
         """One copy, which took ``busy_s``, or until now."""
-        if not self._order.is_traced:
+        if self._is_closed or not self._order.is_traced:
             return
         took_s = self.clock.time() - began if busy_s is None else busy_s
         self._held.append((lane, name, began, took_s, nbytes))
         if len(self._held) >= MAX_HELD:
-            self.close()
+            self._tell_now()
         elif self._timer is None:
-            self._timer = self._loop.call_later(TELL_AFTER_S, self.close)
+            self._timer = self._loop.call_later(TELL_AFTER_S, self._tell_now)
 
     def close(self) -> None:
-        """Tell of what is held, now."""
+        """Tell of what is held, and of nothing more."""
+        self._tell_now()
+        self._is_closed = True
+
+    def abort(self) -> None:
+        """Tell of nothing more."""
+        self._held.clear()
+        self.close()
+
+    def _tell_now(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -15,7 +15,7 @@ from dvrt.actors.chronicle import Chronicle
 from dvrt.actors.cluster import ClusterPlan, PipelineLayout
 from dvrt.actors.journal import Journal
 from dvrt.actors.journal_store import Story
-from dvrt.actors.keeping import Keeper, refusals
+from dvrt.actors.keeping import Keeper, ensure_writable, refusals
 from dvrt.actors.kept_stream import KeptStream
 from dvrt.actors.messages import Forward
 from dvrt.actors.node import Node
@@ -119,6 +119,8 @@ class Dispatcher:
         if request.id in self._streams:  # its last tokens are being written down, at least
             text = f"request {request.id!r} is already running"
             raise RequestRejected(text, param="request_id")
+        if self._keeper is not None:
+            ensure_writable(request, stop)
         commands = self._scheduler.handle(Submit(request=request, now=now))
         for command in commands:
             if isinstance(command, Reject):

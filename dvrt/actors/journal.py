@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvrt.actors.journal_store import Asked, Entry, JournalStore, Story
-from dvrt.errors import ConfigError
 
 KEEP_S = 3600.0
 KEEP_REQUESTS = 10_000
@@ -137,7 +136,7 @@ class Journal:
         began = time.perf_counter()
         try:
             await self._loop.run_in_executor(self._thread, self._commit, entries, prunes)
-        except ConfigError as error:
+        except Exception as error:
             self._fail(str(error))
         took_s = time.perf_counter() - began
         counted = self.statistics

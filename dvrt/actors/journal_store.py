@@ -14,13 +14,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvrt.actors.messages import GENERATION_BITS
 from dvrt.control.events import Emit, Known
 from dvrt.errors import ConfigError, DvrtError
 from dvrt.requests import FinishReason, Request, SampledToken
 from dvrt.wire import decode, encode, message
 
 FORMAT = "dvrt journal 1"
-GENERATION_BITS = 40
 """Each life of the controller has this many bits of numbers to itself."""
 
 _TABLES = """
@@ -119,7 +119,7 @@ class JournalStore:
     def _open(self, model: str) -> None:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA synchronous = FULL")  # no life may begin twice, power or not
         with self._transaction():
             found = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if not found:
@@ -128,6 +128,7 @@ class JournalStore:
             former = self.fact("generation")
             self.generation = 1 + (former if isinstance(former, int) else 0)
             self._put("generation", self.generation)
+        self._db.execute("PRAGMA synchronous = NORMAL")
         secret = self.fact("secret")
         if not isinstance(secret, bytes):
             raise self._fault("it is damaged: its secret is missing")

@@ -10,7 +10,9 @@ from dvrt.actors.journal import Journal, Then
 from dvrt.actors.journal_store import Asked, Entry, Story
 from dvrt.actors.kept_stream import KeptStream
 from dvrt.control.events import Emit, Submit
+from dvrt.errors import DvrtError, RequestRejected
 from dvrt.requests import FinishReason, Request
+from dvrt.wire import encode
 
 SequencesOf = Callable[[str], Mapping[int, int]]
 SeatOf = Callable[[int], tuple[int, int] | None]
@@ -90,6 +92,14 @@ class Keeper:
         stream = KeptStream(story.asked, submitted=submitted, linger_s=self._linger_s)
         stream.recall(story.emits)
         return stream
+
+
+def ensure_writable(request: Request, stop: tuple[str, ...]) -> None:
+    """Raise RequestRejected for what cannot be written down, before anybody takes it."""
+    try:
+        encode(Asked(request=request, taken_at=0.0, stop=stop))
+    except (DvrtError, ValueError, OverflowError) as error:
+        raise RequestRejected(f"the journal cannot hold this request: {error}") from None
 
 
 def refusals(story: Story, error: Exception) -> list[Emit]:

@@ -23,6 +23,7 @@ from dvrt.actors.cluster import ClusterPlan, plan_cluster
 from dvrt.actors.controller import Controller, Progress
 from dvrt.actors.engine import Engine
 from dvrt.actors.journal import Journal
+from dvrt.actors.keepsake import kept_directory, remove_others
 from dvrt.actors.node import Node
 from dvrt.actors.nursery import Nursery
 from dvrt.actors.orphans import Claimant, Orphan, recall_crew
@@ -95,11 +96,16 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
         stack.push_async_callback(_end_task, loading)
         try:
             async with asyncio.timeout(options.start_limit_s):
-                boot = _boot(plan, me, secret, journal)
+                kept = (
+                    kept_directory(options, plan, journal.secret) if journal is not None else None
+                )
+                boot = _boot(plan, me, secret, journal, kept)
                 if former is not None and journal is not None:
                     claimant = Claimant(node, journal, former)
                     orphans = await _orphans(plan, claimant, nursery, boot)
                     controller.succession.take_in(former, orphans)
+                if kept is not None:
+                    await asyncio.to_thread(remove_others, kept)
                 if options.orphan_grace:
                     controller.succession.keep_book(node.address)
                 spawn = partial(_spawn, nursery, boot)
@@ -222,7 +228,11 @@ def _preload(plan: ClusterPlan) -> list[str]:
 
 
 def _boot(
-    plan: ClusterPlan, controller: ActorRef, secret: bytes, journal: Journal | None
+    plan: ClusterPlan,
+    controller: ActorRef,
+    secret: bytes,
+    journal: Journal | None,
+    kept: Path | None,
 ) -> WorkerBoot:
     """What every worker of this launch is told, but for its name."""
     options, timing = plan.blueprint.options, plan.blueprint.timing
@@ -233,7 +243,7 @@ def _boot(
         heartbeat_s=options.heartbeat_s,
         lease_s=options.lease_s,
         replica_bytes=options.replica_memory or 0,
-        persist=options.persist_directory,
+        persist=str(kept or ""),
         start_s=timing.start_s if plan.device == "null" and timing is not None else 0.0,
         orphan_grace_s=options.orphan_grace,
         generation=journal.generation if journal is not None else 0,

@@ -77,6 +77,11 @@ class LogIndex:
         log = self._logs.get(seq)
         return [] if log is None else list(_within(log.pieces, 0, length, entry_bytes))
 
+    def epoch_of(self, seq: int) -> int:
+        """That of a log that is here; -1 for others."""
+        log = self._logs.get(seq)
+        return -1 if log is None else log.epoch
+
     def drop_former(self) -> None:
         """Forget logs that only earlier lives wrote."""
         for seq in [seq for seq, log in self._logs.items() if log.life != self.life]:
@@ -110,7 +115,8 @@ class LogIndex:
         if log is None:
             log = self._logs[each.seq] = _Filed(place, each.epoch, self.life)
         elif log.place != place:
-            self._by_place.pop(log.place, None)
+            if self._by_place.get(log.place) == each.seq:
+                del self._by_place[log.place]
             log.place = place
         self._by_place[place] = each.seq
         return log

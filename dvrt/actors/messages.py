@@ -7,6 +7,9 @@ from dvrt.models.spec import StageSpec
 from dvrt.models.swap_figures import SwapFigures
 from dvrt.wire import message
 
+GENERATION_BITS = 40
+"""Of numbers of steps, sequences and epochs, those that count within one life of the controller."""
+
 
 @message("worker.joined")
 class Joined:
@@ -270,12 +273,16 @@ class DropReplicas:
     pipeline: int
 
 
-@message("replica.send")
+@message("replica.send", version=2)
 class SendReplica:
     """The controller to a replica actor: ship these logs to ``to``, as Entries and a Commit each.
 
     ``ranges`` name slot, seq, the epoch to ship under, and the most that is wanted, ``first`` and
     ``last`` the layers of the stage. Asked; answered by ReplicaSent. An archive takes it as well.
+
+    Where the same calls may give other tokens, numbers of this life of the controller begin at
+    ``life`` (else 0), and when it began it knew the tokens of the first ``firms`` entries of each
+    log. Tokens that a life had drawn and not written down may have been drawn again since.
     """
 
     pipeline: int
@@ -284,6 +291,17 @@ class SendReplica:
     ranges: tuple[LogRange, ...]
     first: int = 0
     last: int = 0
+    life: int = 0
+    firms: tuple[int, ...] = ()
+
+    def trusted(self, index: int, epoch: int) -> int:
+        """How much of a copy with this epoch may be sent: all that is wanted of one of this life,
+        of the life before only what this one knew, nothing of older ones."""
+        wanted = self.ranges[index].stop
+        if not self.life or epoch >= self.life:
+            return wanted
+        is_of_former = epoch >= self.life - (1 << GENERATION_BITS)
+        return min(wanted, self.firms[index]) if is_of_former else 0
 
 
 @message("archive.failed")

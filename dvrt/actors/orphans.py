@@ -105,6 +105,7 @@ class Claimant:
         unfit: list[tuple[CrewMember, str]] = []
         for member, answer in zip(members, answers, strict=True):
             if answer is None:
+                unfit.append((member, "it did not answer in time"))
                 continue
             why = places.objection(answer, terms)
             if not why:

@@ -78,7 +78,10 @@ class Overseer:
         keys = [(load.pipeline, load.stage) for layout in places for load in layout.loads]
         n_hired = len(keys) - n_external
         owners = [taken.get(key) or self._hire() for key in keys[:n_hired]]
-        owners += [self._open_vacancy(f"place {i}", limited=False) for i in range(n_external)]
+        owners += [
+            taken.get(key) or self._open_vacancy(f"place {i}", limited=False)
+            for i, key in enumerate(keys[n_hired:])
+        ]
         names = iter(owners)
         for layout in places:
             self.topology.add(layout, tuple(next(names) for _ in layout.loads))
@@ -105,6 +108,7 @@ class Overseer:
         if member is None:
             return
         self._expected.add(member.name)
+        self._patience.quiet(member.name)
         self.roster.listen(member, self._limits.silence_s)
         self._reconcile()
         if not self.topology.seats_of(member.name):
@@ -147,6 +151,9 @@ class Overseer:
     def drop(self, pipeline: int, reason: str) -> None:
         """Close a pipeline; workers that are left without a stage wait as spares."""
         row = self.topology.drop(pipeline)
+        for name in [each for each in self._vacancies if not self.topology.seats_of(each)]:
+            self._vacancies.remove(name)
+            self._patience.quiet(name)
         for seat in row.seats:
             self._alarms.quiet(seat)
             member = self.roster.get(seat.owner)
@@ -264,6 +271,7 @@ class Overseer:
     def _mark(self, name: str, reason: str, silence_s: float) -> None:
         """Write down that a worker is lost, and empty its seats."""
         self._expected.discard(name)
+        self._patience.quiet(name)
         self.n_lost += 1
         seats = self.topology.seats_of(name)
         self._deaths.note(seats)
@@ -274,6 +282,10 @@ class Overseer:
         if member is not None:
             self.roster.shut_out(member, reason)
         self._outlook.lost(seats, name, reason, silence_s)
+        pipelines = {each.key[0] for each in seats}
+        for seat in self.topology.seats:  # a void step may be on its way to any of them
+            if seat.key[0] in pipelines:
+                seat.told = None
 
     def _lay_down(self, error: StageFailed, seats: list[Seat]) -> None:
         """A place is given up. Without spares all goes on, and without the prompt stages what has
@@ -294,6 +306,9 @@ class Overseer:
     def _hire(self, instead_of: str | None = None) -> str:
         name = self._crew.hire(instead_of)
         self._expected.add(name)
+        limit_s = self._limits.start_limit_s
+        reason = f"it did not join within {limit_s:g} s"
+        self._patience.set(name, limit_s, self.lost, name, reason, 0.0)
         return name
 
     def _open_vacancy(self, name: str, *, limited: bool) -> str:

@@ -143,13 +143,13 @@ class ReplicaActor(Holder):
         shelf = self._shelves.get((order.pipeline, order.stage))
         sent: list[LogRange] = []
         if shelf is not None and shelf.entry_bytes:
-            for wanted in order.ranges:
+            for index, wanted in enumerate(order.ranges):
                 copy = shelf.copies.get(wanted.slot)
                 if copy is None or copy.seq != wanted.seq:
                     continue
                 sound = copy.sound_bytes()
                 self.counters.rotten += sound < copy.nbytes
-                length = min(sound // shelf.entry_bytes, wanted.stop)
+                length = min(sound // shelf.entry_bytes, order.trusted(index, copy.epoch))
                 if length:
                     sent.append(
                         await ship_log(

@@ -52,10 +52,16 @@ class Restorer:
     called when all logs of one are answered."""
 
     def __init__(
-        self, node: Node, roster: Roster, *, answer: Answer, done: Callable[[Seat], None]
+        self,
+        node: Node,
+        roster: Roster,
+        *,
+        answer: Answer,
+        done: Callable[[Seat], None],
+        life: int = 0,
     ) -> None:
         self._node, self._roster = node, roster
-        self._answer, self._done = answer, done
+        self._answer, self._done, self._life = answer, done, life
         self._wishes: dict[Seat, list[_Wishes]] = {}
         self.held: Held = lambda command: {}
 
@@ -118,6 +124,8 @@ class Restorer:
             ranges=_ranges(wishes.open.values()),
             first=first,
             last=last,
+            life=self._life,
+            firms=tuple(log.firm for log in wishes.open.values()),
         )
         try:
             sent = await self._node.ref(holder).ask(order, deadline_s=SEND_LIMIT_S)

@@ -133,6 +133,7 @@ class StageActor(Actor):
             return
         self._loading.cancel()
         self._steps.close()
+        self._copies.abort()
         if self._executor is not None:
             self._shipper.abort()
             self._replicator.abort()

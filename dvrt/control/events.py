@@ -184,12 +184,14 @@ class Wanted:
     """A log of which a replaced stage should get back [0, length), or as much as there is.
 
     It travels under ``epoch``, which nothing else has, so that no answer to an earlier wish counts.
+    The tokens of its first ``firm`` entries were known when this life of the controller began.
     """
 
     slot: int
     seq: int
     epoch: int
     length: int
+    firm: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

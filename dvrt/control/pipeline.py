@@ -185,6 +185,10 @@ class Pipeline:
         """The slot's memory may hold non-finite values: a step cleans it before it is given."""
         self._dirty.add(slot)
 
+    def is_dirty(self, slot: int) -> bool:
+        """Whether the next step cleans the slot's memory."""
+        return slot in self._dirty
+
     def lose(self, stage: int, now: float) -> None:
         """A stage is gone, and every step in flight with it."""
         self.missing.add(stage)
@@ -193,7 +197,9 @@ class Pipeline:
             self.broken_since = now
 
     def void(self) -> None:
-        """No step in flight counts any more."""
+        """No step in flight counts any more; what one was to clean is still to be cleaned."""
+        for step in self._in_flight:
+            self._dirty.update(step.scrubs if step is not None else ())
         self._in_flight = [None] * self.shape.n_microbatches
 
     def regain(self, stage: int) -> None:

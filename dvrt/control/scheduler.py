@@ -320,6 +320,8 @@ class Scheduler:
     def _heir(self, sequence: Sequence) -> Sequence | None:
         """A sibling without a row, when this one's row is the only one with their prompt."""
         group, home = self._book.group_of(sequence), self._fleet.home_of(sequence)
-        has_prompt = home is not None and home.is_whole and sequence.is_settled
+        if home is None or sequence.seat is None or home.is_dirty(sequence.seat.slot):
+            return None  # a row that is cleaned has nothing to inherit
+        has_prompt = home.is_whole and sequence.is_settled
         is_only = group.seated == [sequence]
         return group.waiting[0] if has_prompt and is_only and group.waiting else None

@@ -123,4 +123,6 @@ def wanted_of(sequence: Sequence, epoch: int) -> Wanted:
     """All of a log that finished steps account for, to come under the ticket ``epoch``."""
     assert sequence.seat is not None
     slot = sequence.seat.slot
-    return Wanted(slot=slot, seq=sequence.id, epoch=epoch, length=sequence.n_done)
+    return Wanted(
+        slot=slot, seq=sequence.id, epoch=epoch, length=sequence.n_done, firm=sequence.firm
+    )

@@ -35,6 +35,7 @@ class Sequence:
         "awaits",
         "due",
         "epoch",
+        "firm",
         "fork_source",
         "id",
         "is_beginning",
@@ -57,7 +58,7 @@ class Sequence:
         self.request = request
         self.sample = sample
         self.tokens: list[int] = list(request.prompt_ids)
-        self.epoch = 0
+        self.epoch = self.firm = 0
         self.n_logged = self.n_done = 0
         self.n_prefill = len(request.prompt_ids)
         self.seat: Seat | None = None
@@ -161,6 +162,7 @@ class Sequence:
         """These were drawn in an earlier life, which may have left the log as well."""
         self.tokens += tokens
         self.is_kept = True
+        self.firm = len(self.tokens) - 1
 
     def expect(self, tickets: Mapping[int, int]) -> None:
         """In its row; each of these stages says under its ticket what it has of the log."""

@@ -308,3 +308,22 @@ def test_an_ordered_end_leaves_nobody_to_be_claimed(
             assert not any(record.state == "adopted" for record in engine.events())
 
     run_virtual(main())
+
+
+def test_one_that_answers_too_late_is_told_to_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stage computes a step for longer than a claim waits; another is hired in its place."""
+
+    async def main() -> None:
+        town = Town(monkeypatch, model, tmp_path)
+        options = {"stages": 2, "null_step_ms": 25_000.0, "orphan_grace": 60.0}
+        client = Reader("late", {"prompt": [1, 2, 3], "max_tokens": 9, "ignore_eos": True})
+        async with town.life(**options) as engine:
+            await read_until_killed(town, engine, [client], 2.5)
+        async with town.life(**options) as engine:
+            await asyncio.sleep(300.0)
+            known = [each.name for each in engine.status().workers if each.state == "ready"]
+            assert town.living == sorted(known)
+
+    run_virtual(main())

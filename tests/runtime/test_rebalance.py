@@ -103,7 +103,8 @@ def test_workers_that_are_left_over_wait_as_spares(model: Path) -> None:
 def test_one_change_at_a_time_and_only_those_that_can_be(model: Path) -> None:
     async def work(engine: Engine) -> None:
         change = asyncio.create_task(engine.rebalance(prompt_stages=2, token_stages=1))
-        await asyncio.sleep(0)
+        while not any(each.state == "rebalancing" for each in engine.events()):
+            await asyncio.sleep(0)
         with pytest.raises(dvrt.Unavailable, match="being changed already"):
             await engine.rebalance(prompt_stages=1, token_stages=1)
         await change
