@@ -25,6 +25,7 @@ from dvrt.bench.profile_steps import (
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
 from dvrt.options import format_size
+from dvrt.planner.parts import LaunchFigures
 from dvrt.planner.profile import MachineFigures, ModelFigures, Profile, RecoveryFigures
 
 if TYPE_CHECKING:
@@ -249,6 +250,12 @@ def _put_together(
         token_stage=fits.token_stage,
         chunk_tokens=options.chunk_tokens,
         recovery=recovery,
+        launch=LaunchFigures(
+            device=blueprint.device,
+            dtype=blueprint.dtype,
+            threads=options.threads,
+            exact=options.exact,
+        ),
     )
 
     def without_end(stage_s: Callable[[float, int, float], float], b: int, n: float) -> float:
@@ -284,6 +291,10 @@ def _model_figures(model: ModelSpec, dtype: str) -> ModelFigures:
         head_bytes=model.head_params * width,
         kv_bytes_per_token=model.kv_bytes_per_token((0, 1), dtype),
         tied_head=bool(model.tied_params),
+        positions=min(
+            (limit for limit in (model.max_positions, model.rope_bound) if limit is not None),
+            default=None,
+        ),
     )
 
 

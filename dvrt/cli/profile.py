@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import shlex
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def profile(
     console.print(f"{made.origin}: {made.note}", highlight=False, soft_wrap=True)
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if given.format == "profile":
-        line = f"python -m dvrt plan --profile {path} --machines 2 --model {model}"
+        words = ("--profile", str(path), "--machines", "2", "--model", model)
+        line = f"python -m dvrt plan {shlex.join(words)}"
         console.print(f"next: {line}", highlight=False, soft_wrap=True)
 
 

@@ -63,8 +63,13 @@ GPUS = (
 )
 
 
-def _classic(name: str, layers: int, hidden: int, heads: int, vocabulary: int, at: int) -> Shape:
-    """GPT-2, OPT and BLOOM: every head has its own KV, the feed-forward is four times wider."""
+def _classic(
+    name: str, layers: int, hidden: int, heads: int, vocabulary: int, at: int, unused: int = 0
+) -> Shape:
+    """GPT-2, OPT and BLOOM: every head has its own KV, the feed-forward is four times wider.
+
+    ``at`` positions are learned, but for BLOOM, of which OPT leaves the first two unused.
+    """
     return Shape(
         name=name,
         layers=layers,
@@ -74,6 +79,7 @@ def _classic(name: str, layers: int, hidden: int, heads: int, vocabulary: int, a
         feed_forward=4 * hidden,
         vocabulary=vocabulary,
         positions=at,
+        longest=at - unused,
     )
 
 
@@ -86,6 +92,7 @@ def _llama(name: str, layers: int, hidden: int, feed_forward: int) -> Shape:
         head_dim=128,
         feed_forward=feed_forward,
         vocabulary=128_256,
+        longest=8192,
         gated=True,
         tied=False,
     )
@@ -93,9 +100,9 @@ def _llama(name: str, layers: int, hidden: int, feed_forward: int) -> Shape:
 
 SHAPES = (
     _classic("GPT2-1.5B", 48, 1600, 25, 50_257, 1024),
-    _classic("OPT-13B", 40, 5120, 40, 50_272, 2050),
-    _classic("OPT-30B", 48, 7168, 56, 50_272, 2050),
-    _classic("OPT-66B", 64, 9216, 72, 50_272, 2050),
+    _classic("OPT-13B", 40, 5120, 40, 50_272, 2050, 2),
+    _classic("OPT-30B", 48, 7168, 56, 50_272, 2050, 2),
+    _classic("OPT-66B", 64, 9216, 72, 50_272, 2050, 2),
     _classic("BLOOM-176B", 70, 14_336, 112, 250_880, 0),
     _llama("Llama-3-8B", 32, 4096, 14_336),
     _llama("Llama-3-70B", 80, 8192, 28_672),

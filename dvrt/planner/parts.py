@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dvrt.errors import ConfigError
@@ -48,16 +48,52 @@ class RuntimeFigures:
         return self.alone_factor + share * (self.token_factor - self.alone_factor)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFigures:
+    """The options of ``launch`` under which a profile was measured, and holds."""
+
+    device: str
+    dtype: str
+    threads: int
+    exact: bool
+
+    def __post_init__(self) -> None:
+        for name in ("device", "dtype"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ConfigError(f"launch.{name} is {value!r}; it must be a name")
+        if type(self.threads) is not int or self.threads < 1:
+            raise ConfigError(f"launch.threads is {self.threads!r}; a whole number from 1 up")
+        if type(self.exact) is not bool:
+            raise ConfigError(f"launch.exact is {self.exact!r}; true or false")
+
+
 def read_part(kind: type[Figures], entry: Any, where: str) -> Figures:
     """A dataclass from its object in a file. ConfigError names what is missing or too much."""
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} must be an object")
-    names = {field.name for field in fields(kind)}
-    unknown = sorted(set(entry) - names)
-    missing = sorted(names - set(entry))
-    if unknown or missing:
-        raise ConfigError(f"{where}: missing fields {missing}, unknown fields {unknown}")
+    check_fields(kind, entry, f"{where}: ")
     return kind(**entry)
+
+
+def read_optional(kind: type[Figures], entry: Any, where: str) -> Figures | None:
+    """The same where the file may have nothing."""
+    return None if entry is None else read_part(kind, entry, where)
+
+
+def check_fields(kind: type[Figures], entry: dict[str, Any], where: str = "") -> None:
+    """ConfigError unless all fields without a default are there, and none that is unknown.
+
+    A field with a default came later than some files.
+    """
+    known = fields(kind)
+    required = {
+        each.name for each in known if each.default is MISSING and each.default_factory is MISSING
+    }
+    missing = sorted(required - set(entry))
+    unknown = sorted(set(entry) - {each.name for each in known})
+    if unknown or missing:
+        raise ConfigError(f"{where}missing fields {missing}, unknown fields {unknown}")
 
 
 def check_numbers(where: str, figures: Any, may_be_zero: tuple[str, ...]) -> None:
@@ -72,8 +108,10 @@ def check_numbers(where: str, figures: Any, may_be_zero: tuple[str, ...]) -> Non
             continue
         if field.type == "bool" and isinstance(value, bool):
             continue
-        kinds = (int,) if field.type == "int" else (int, float)
+        is_whole = str(field.type).startswith("int")
+        kinds = (int,) if is_whole else (int, float)
         if type(value) not in kinds or not -LARGEST < value < LARGEST:
-            raise ConfigError(f"{where}.{field.name} is {value!r}; it must be a number")
+            kind = "a whole number" if is_whole else "a number"
+            raise ConfigError(f"{where}.{field.name} is {value!r}; it must be {kind}")
         if value < 1 / LARGEST and not (value == 0 and field.name in may_be_zero):
             raise ConfigError(f"{where}.{field.name} is {value!r}; it must be above 0")

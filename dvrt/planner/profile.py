@@ -8,13 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dvrt.errors import ConfigError
 from dvrt.planner.model_info import read_json
-from dvrt.planner.parts import RuntimeFigures, check_numbers, read_part
+from dvrt.planner.parts import (
+    LaunchFigures,
+    RuntimeFigures,
+    check_fields,
+    check_numbers,
+    read_optional,
+    read_part,
+)
 from dvrt.planner.step_fit import StepFit, scale_samples, step_fit_from_json
 
 SCHEMA = "dvrt-profile-1"
@@ -30,7 +37,8 @@ class ModelFigures:
     """Sizes of a model; weights and KV of one layer, in bytes as served.
 
     With ``tied_head`` the head's matrix is the embedding's: a second copy only when first and last
-    stage are two workers.
+    stage are two workers. ``positions`` is the longest context that the model has positions for,
+    None where there is no limit or nobody knows it.
     """
 
     name: str
@@ -44,6 +52,7 @@ class ModelFigures:
     head_bytes: int
     kv_bytes_per_token: int
     tied_head: bool
+    positions: int | None = None
 
     def __post_init__(self) -> None:
         check_numbers("model", self, may_be_zero=("embedding_bytes", "head_bytes"))
@@ -117,7 +126,8 @@ class Profile:
     stage adds to them whatever its layers; ``head`` what the last stage adds to each step. These
     three are None where the layers' times already have them in them. Prompts were computed
     ``chunk_tokens`` at a time, 0 for whole. ``runtime`` is what dvrt itself costs, None where it
-    was not measured. ``note`` says in words where the numbers come from.
+    was not measured; ``launch`` the options that it was measured with. ``note`` says in words where
+    the numbers come from.
     """
 
     name: str
@@ -133,6 +143,7 @@ class Profile:
     token_stage: StepFit | None = None
     chunk_tokens: int = 0
     runtime: RuntimeFigures | None = None
+    launch: LaunchFigures | None = None
 
     def __post_init__(self) -> None:
         if type(self.chunk_tokens) is not int or self.chunk_tokens < 0:
@@ -194,6 +205,7 @@ class Profile:
             "chunk_tokens": self.chunk_tokens,
             **{name: fit.to_json() if fit else None for name, fit in self._fits()},
             **({"runtime": asdict(self.runtime)} if self.runtime else {}),
+            **({"launch": asdict(self.launch)} if self.launch else {}),
         }
 
     def _fits(self) -> Iterator[tuple[str, StepFit | None]]:
@@ -290,10 +302,7 @@ def profile_from_json(document: Any) -> Profile:
     """Check and convert a file's content; ConfigError names the field."""
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ConfigError(f"not a profile: its schema must be {SCHEMA!r}")
-    expected = {field.name for field in fields(Profile)} | {"schema"}
-    if set(document) | {"runtime"} != expected:
-        missing, unknown = sorted(expected - set(document)), sorted(set(document) - expected)
-        raise ConfigError(f"missing fields {missing}, unknown fields {unknown}")
+    check_fields(Profile, {key: value for key, value in document.items() if key != "schema"})
     return Profile(
         name=str(document["name"]),
         origin=document["origin"],
@@ -303,13 +312,10 @@ def profile_from_json(document: Any) -> Profile:
         prompt=step_fit_from_json(document["prompt"], "prompt"),
         token=step_fit_from_json(document["token"], "token"),
         recovery=read_part(RecoveryFigures, document["recovery"], "recovery"),
-        chunk_tokens=document["chunk_tokens"],
-        runtime=(
-            read_part(RuntimeFigures, document["runtime"], "runtime")
-            if document.get("runtime") is not None
-            else None
-        ),
-        **{name: _fit_or_none(document[name], name) for name in OPTIONAL_FITS},
+        chunk_tokens=document.get("chunk_tokens", 0),
+        runtime=read_optional(RuntimeFigures, document.get("runtime"), "runtime"),
+        launch=read_optional(LaunchFigures, document.get("launch"), "launch"),
+        **{name: _fit_or_none(document.get(name), name) for name in OPTIONAL_FITS},
     )
 
 

@@ -73,7 +73,11 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A decoder's dimensions. ``gated`` is Llama's three-matrix feed-forward."""
+    """A decoder's dimensions. ``gated`` is Llama's three-matrix feed-forward.
+
+    ``positions`` are the rows of a learned table of positions, which is part of the embedding;
+    ``longest`` is the longest context, 0 for no limit.
+    """
 
     name: str
     layers: int
@@ -83,6 +87,7 @@ class Shape:
     feed_forward: int
     vocabulary: int
     positions: int = 0
+    longest: int = 0
     gated: bool = False
     tied: bool = True
     dtype_bytes: int = 2
@@ -118,6 +123,7 @@ class Shape:
             head_bytes=self.vocabulary * self.hidden * self.dtype_bytes,
             kv_bytes_per_token=self.kv_bytes_per_token,
             tied_head=self.tied,
+            positions=self.longest or None,
         )
 
 

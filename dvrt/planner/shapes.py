@@ -47,6 +47,7 @@ def shape_from_config(name: str, config: Any) -> Shape:
         ),
         vocabulary=_dimension(name, config, "vocab_size"),
         positions=_positions(name, config),
+        longest=_longest(name, config),
         gated=str(config.get("hidden_act", "")) in ("silu", "swiglu"),
         tied=bool(config.get("tie_word_embeddings", "hidden_act" not in config)),
         dtype_bytes=DTYPE_BYTES.get(dtype.removeprefix("torch."), 2),
@@ -60,6 +61,15 @@ def _positions(name: str, config: Mapping[str, Any]) -> int:
     if config.get("model_type") == "opt":
         return _dimension(name, config, "max_position_embeddings") + 2
     return 0
+
+
+def _longest(name: str, config: Mapping[str, Any]) -> int:
+    """The longest context; 0 where the configuration gives no limit."""
+    if config.get("model_type") == "gpt2":
+        return _positions(name, config)
+    if config.get("max_position_embeddings") is None:
+        return 0
+    return _dimension(name, config, "max_position_embeddings")
 
 
 def _dimension(name: str, config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:

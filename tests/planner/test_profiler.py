@@ -27,6 +27,7 @@ from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError, ModelError
 from dvrt.models.null_timing import NullTiming
 from dvrt.planner.model_info import read_model_info
+from dvrt.planner.parts import LaunchFigures
 from dvrt.planner.profile import open_profile, read_profile
 from dvrt.planner.shapes import open_shape
 from dvrt.planner.step_fit import fit_steps
@@ -113,6 +114,11 @@ def test_the_measured_profile_of_a_tiny_model(run: Any, model: Path, tmp_path: P
     made = read_profile(tmp_path / "tiny-cpu.json")
     assert made.origin == "measured"
     assert made.chunk_tokens == 64
+    assert made.launch == LaunchFigures(device="cpu", dtype="float32", threads=1, exact=True)
+    assert (
+        made.model.positions
+        == profiler.look_at(LaunchOptions.make(model=str(model))).model.max_positions
+    )
     assert made.prompt.batches == made.token.batches == (1, 4)
     assert [length for _, length, _ in made.prompt.samples] == [16, 40, 16, 40]
     assert {length for _, length, _ in made.token.samples} == {16, 40}

@@ -30,6 +30,7 @@ LLAMA_8B = {
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
     "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
     "vocab_size": 128256,
     "dtype": "bfloat16",
     "tie_word_embeddings": False,
