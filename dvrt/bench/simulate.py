@@ -71,7 +71,11 @@ def measure(*, quick: bool) -> Measured:
 def measure_fleet(requests: int) -> Mapping[str, Any]:
     """Seconds, events and memory of one run of the fleet; events are steps of stages."""
     profile = open_profile(FLEET_PROFILE).with_gpus(2)
-    load = Load(source="prompt=1000,output=210,cv=1", count=requests, rate_per_s=FLEET_RATE_PER_S)
+    load = Load(
+        source="prompt=1000,output=210,cv=1,longest=1000",
+        count=requests,
+        rate_per_s=FLEET_RATE_PER_S,
+    )
     outcome = simulate(deploy_profile(FLEET, profile), load)
     counts = outcome.tally.counts
     return {

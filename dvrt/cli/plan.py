@@ -40,8 +40,8 @@ class PlanOptions:
     )
     host_memory: str | None = option(None, help="host memory of a machine for swapping, replicas")
     workload: str = option(
-        "prompt=1000,output=210,cv=1",
-        help="a trace file, or prompt=..,output=..[,cv=..][,prompt_cv=..][,rate=..]",
+        "prompt=1000,output=210,cv=1,longest=1000",
+        help="a trace file, or prompt=..,output=..[,cv=..][,prompt_cv=..][,longest=..][,rate=..]",
     )
     slo: str | None = option(None, help="limits in seconds, as in ttft=2,tpot=0.1,normalized=0.2")
     percentile: int = option(95, help="which percentile must keep the limits", low=50, high=99)

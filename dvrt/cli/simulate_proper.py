@@ -57,7 +57,8 @@ class ProperOptions:
     device_slots: int = option(2, help="microbatches on the device, with swap", low=2)
     replicas: int = option(0, help="copies of each stage's KV at the next machines", low=0)
     workload: str = option(
-        "prompt=1000,output=210,cv=1", help="prompt=..,output=..[,cv=..][,rate=..], or --requests"
+        "prompt=1000,output=210,cv=1,longest=1000",
+        help="prompt=..,output=..[,cv=..][,longest=..][,rate=..], or --requests",
     )
     count: int | None = option(
         None, help="requests", low=1, otherwise=f"the trace's, or {DEFAULT_COUNT}"

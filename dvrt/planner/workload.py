@@ -23,6 +23,7 @@ POINTS = 256
 CONTEXT_POINTS = 48
 LONGEST = 10**9
 LARGEST_CV = 100
+SHORTEST_CLIP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ class Workload:
         """The context of a token step, averaged over all generated tokens."""
         steps = self._mean(lambda prompt, output: prompt * output + output * (output + 1) / 2)
         return steps / self.mean_output
+
+    @cached_property
+    def has_equal_outputs(self) -> bool:
+        return len({output for _, output in self.lengths}) == 1
 
     @cached_property
     def longest_context(self) -> int:
@@ -125,16 +130,18 @@ def lognormal_workload(
     *,
     prompt_cv: float = 0.0,
     output_cv: float = 1.0,
-    clip: tuple[int, int] = (2, 1000),
+    clip: tuple[int, int] | None = None,
     rate_per_s: float | None = None,
 ) -> Workload:
-    """Lognormal lengths with these means and coefficients of variation, outputs clipped.
+    """Lognormal lengths with these means and coefficients of variation, outputs clipped if asked.
 
     Evenly spaced quantiles, paired in a fixed random order, so the same arguments give the same
     workload everywhere.
     """
     prompts = _lognormal_quantiles(prompt, prompt_cv)
-    outputs = [min(max(n, clip[0]), clip[1]) for n in _lognormal_quantiles(output, output_cv)]
+    outputs = _lognormal_quantiles(output, output_cv)
+    if clip is not None:
+        outputs = [min(max(n, clip[0]), clip[1]) for n in outputs]
     order = random.Random(42)
     order.shuffle(prompts)
     order.shuffle(outputs)
@@ -158,24 +165,31 @@ def _lognormal_quantiles(mean: float, cv: float) -> list[int]:
 def open_workload(text: str) -> Workload:
     """A trace file, or a distribution such as ``prompt=1000,output=210,cv=1,rate=0.5``.
 
-    Keys: prompt, output (means), prompt_cv, cv (of outputs), rate (requests a second). Without a
-    cv lengths are fixed. Raises ConfigError for anything else.
+    Keys: prompt, output (means), prompt_cv, cv (of outputs), longest (outputs are clipped to
+    [2, longest], as the paper does), rate (requests a second). Without a cv lengths are fixed.
+    Raises ConfigError for anything else.
     """
     if "=" not in text or Path(text).exists():
         return read_workload(Path(text))
     defaults = {"prompt": 1000.0, "prompt_cv": 0.0, "cv": 0.0}
-    given = parse_numbers(text, (*defaults, "output", "rate"))
+    given = parse_numbers(text, (*defaults, "output", "longest", "rate"))
     values = defaults | given
     if "output" not in given:
         raise ConfigError(f"workload {text!r} needs output=, the mean number of tokens generated")
-    rate = given.get("rate")
+    rate, longest = given.get("rate"), given.get("longest")
+    if longest is not None and not (SHORTEST_CLIP <= longest <= LONGEST and longest % 1 == 0):
+        raise ConfigError(f"longest={longest:g}; a whole number from {SHORTEST_CLIP} up")
     if values["cv"] == 0 and values["prompt_cv"] == 0:
-        return fixed_workload(round(values["prompt"]), round(values["output"]), rate)
+        fixed = round(values["output"])
+        if longest is not None and fixed > longest:
+            raise ConfigError(f"output={fixed} is fixed, and longer than longest={longest:g}")
+        return fixed_workload(round(values["prompt"]), fixed, rate)
     return lognormal_workload(
         values["prompt"],
         values["output"],
         prompt_cv=values["prompt_cv"],
         output_cv=values["cv"],
+        clip=None if longest is None else (SHORTEST_CLIP, int(longest)),
         rate_per_s=rate,
     )
 

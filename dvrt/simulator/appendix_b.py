@@ -16,6 +16,7 @@ from dvrt.simulator.compat_sweep import MAX_LENGTHS, SweepInput
 
 BATCHES = (4, 8, 16, 32)
 PROMPT_LENGTH, MEAN_OUTPUT = 1000, 210
+CLIP = (2, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ SCENARIOS: Mapping[str, Scenario] = {
 def appendix_b_input(model: str, *, rps: float = 0.0) -> SweepInput:
     """The sweep of one of SCENARIOS' models, as the public ``simulate_all`` would get it."""
     scenario = SCENARIOS[model]
-    workload = lognormal_workload(PROMPT_LENGTH, MEAN_OUTPUT)
+    workload = lognormal_workload(PROMPT_LENGTH, MEAN_OUTPUT, clip=CLIP)
     profile = open_profile(scenario.profile).with_gpus(scenario.gpus)
     info = model_info_of(
         profile,

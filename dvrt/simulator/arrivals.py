@@ -33,10 +33,10 @@ class Load:
     """``source`` is a trace file, or a distribution as ``open_workload`` takes it.
 
     A trace is a JSON list, or a file ``*.jsonl`` with one item a line, of ``[prompt, output]`` or
-    ``[prompt, output, arrival_s]`` in order of arrival. ``count`` requests are taken (None: as many
-    as the trace has), the trace again and again if it is shorter. ``rate_per_s`` draws arrivals as
-    a Poisson process; None leaves those of the trace or the distribution's own rate, and if there
-    are none, all requests are there at once.
+    ``[prompt, output, arrival_s]``, all alike and in order of arrival. ``count`` requests are taken
+    (None: as many as the trace has), the trace again and again if it is shorter. ``rate_per_s``
+    draws arrivals as a Poisson process; None leaves those of the trace or the distribution's own
+    rate, and if there are none, all requests are there at once.
     """
 
     source: str
@@ -109,8 +109,15 @@ def _of_trace(load: Load) -> Iterator[Arrival]:
 
 
 def _items(path: Path) -> Iterator[Arrival]:
+    width = 0
     for number, item in enumerate(_raw_items(path)):
-        yield _checked(item, f"{path}, item {number}")
+        arrival = _checked(item, f"{path}, item {number}")
+        width = width or len(item)
+        if len(item) != width:
+            raise ConfigError(
+                f"{path}, item {number}: {item!r}; every item needs the same two or three fields"
+            )
+        yield arrival
 
 
 def _raw_items(path: Path) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from dvrt.simulator.rates import Requests
 
 MICROBATCH = 8
 PROMPT = 1000
-OUTPUTS = "output=210,cv=1"
+OUTPUTS = "output=210,cv=1,longest=1000"
 CHUNK = 256
 N_REQUESTS = 1500
 DECODE_FIELDS = ("decode_s", "decode_row_s", "decode_entry_s")

@@ -34,6 +34,11 @@ from tests.planner.cases import CASES
 
 ONE_PIPELINE = ("colocated", "disaggregated")
 PLAIN = {"swap": False, "replicas": (0,), "usable_share": 1.0}
+PAPER = lognormal_workload(1000, 210, clip=(2, 1000))
+
+
+def paper(rate_per_s: float) -> Workload:
+    return replace(PAPER, rate_per_s=rate_per_s)
 
 
 def public_plan(letter: str, families: tuple[str, ...] = FAMILIES) -> Plan:
@@ -53,7 +58,7 @@ def public_plan(letter: str, families: tuple[str, ...] = FAMILIES) -> Plan:
 def opt_66b(machines: int = 4, **changes: object) -> PlanInput:
     given = PlanInput(
         profile=open_profile("opt-66b-a100-80").with_gpus(2),
-        workload=lognormal_workload(1000, 210),
+        workload=PAPER,
         machines=machines,
     )
     return replace(given, **changes)
@@ -323,7 +328,7 @@ def test_latency_grows_with_load_and_never_ends_above_it() -> None:
 
 
 def test_limits_choose_another_split_or_say_that_none_keeps_them() -> None:
-    workload = lognormal_workload(1000, 210, rate_per_s=0.3)
+    workload = paper(rate_per_s=0.3)
     free = make_plan(opt_66b(workload=workload))
     limit = min(c.latency.ttft_s[1] for c in (free.best, *free.alternatives)) * 1.05
     kept = make_plan(opt_66b(workload=workload, slo=SloTargets(ttft_s=limit)))
@@ -336,7 +341,7 @@ def test_limits_choose_another_split_or_say_that_none_keeps_them() -> None:
 
 
 def test_a_rate_above_every_split_is_said() -> None:
-    plan = make_plan(opt_66b(workload=lognormal_workload(1000, 210, rate_per_s=1e6)))
+    plan = make_plan(opt_66b(workload=paper(rate_per_s=1e6)))
     assert not plan.keeps_slo
     assert "outrun" in " ".join(explain(plan))
 
@@ -362,7 +367,7 @@ def test_explanation_covers_every_family() -> None:
 
 
 def test_the_plan_as_json() -> None:
-    plan = make_plan(opt_66b(workload=lognormal_workload(1000, 210, rate_per_s=1e6)))
+    plan = make_plan(opt_66b(workload=paper(rate_per_s=1e6)))
     document = json.loads(json.dumps(plan_to_json(plan, "some-dir"), allow_nan=False))
     assert document["best"]["ttft_s"]["p95"] is None
     assert document["launch"].startswith("python -m dvrt launch some-dir --")

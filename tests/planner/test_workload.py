@@ -37,18 +37,27 @@ def test_context_quantiles_follow_the_tokens() -> None:
 
 
 def test_a_distribution_is_the_same_everywhere() -> None:
-    one = lognormal_workload(1000, 210, prompt_cv=0.5)
-    assert one == lognormal_workload(1000, 210, prompt_cv=0.5)
+    one = lognormal_workload(1000, 210, prompt_cv=0.5, clip=(2, 1000))
+    assert one == lognormal_workload(1000, 210, prompt_cv=0.5, clip=(2, 1000))
     assert one.mean_prompt == pytest.approx(1000, rel=0.02)
     assert one.mean_output == pytest.approx(206, abs=1)
     assert min(output for _, output in one.lengths) >= 2
     assert max(output for _, output in one.lengths) <= 1000
 
 
+def test_outputs_are_clipped_only_where_it_is_asked_for() -> None:
+    """A mean of 5000 stays one, and long tails stay long."""
+    assert open_workload("output=5000,cv=0.5").mean_output == pytest.approx(5000, rel=0.02)
+    assert max(output for _, output in open_workload("output=210,cv=1").lengths) > 1500
+    assert open_workload("output=210,cv=1,longest=1000").mean_output == pytest.approx(206, abs=1)
+
+
 def test_text_forms() -> None:
     assert open_workload("prompt=500,output=20") == fixed_workload(500, 20)
     assert open_workload("output=20,rate=0.5").rate_per_s == 0.5
     assert open_workload("output=210,cv=1").lengths == lognormal_workload(1000, 210).lengths
+    clipped = lognormal_workload(1000, 210, clip=(2, 1000))
+    assert open_workload("output=210,cv=1,longest=1000").lengths == clipped.lengths
 
 
 @pytest.mark.parametrize(
@@ -61,6 +70,9 @@ def test_text_forms() -> None:
         ("output=10,rate=0", "rate"),
         ("output=10,cv=-1", "variation"),
         ("output=-5,cv=1", "mean length"),
+        ("output=20,cv=1,longest=1", "longest=1"),
+        ("output=20,cv=1,longest=9.5", "longest=9.5"),
+        ("output=20,longest=10", "longer than"),
         ("output=nan", "not a number"),
         ("output=0", "at least 1"),
         ("nowhere.json", "No such file"),

@@ -94,6 +94,8 @@ def test_a_trace(tmp_path: Path, suffix: str) -> None:
         ([], "no requests"),
         ([[5]], "item 0"),
         ([[5, 2], [5, -2]], "item 1: output is -2"),
+        ([[5, 2, 0.1], [5, 2]], "item 1: .* same two or three fields"),
+        ([[5, 2], [5, 2, 0.1]], "item 1: .* same two or three fields"),
         ([[0, 2]], "prompt is 0"),
         ([[5, 2.5]], "output is 2.5"),
         ([[5, 2, -1.0]], "arrival_s is -1.0"),

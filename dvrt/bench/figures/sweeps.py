@@ -8,7 +8,7 @@ from typing import Any
 
 from dvrt.bench.figures.figure import SIMULATED, Figure, Findings, Row, Source
 from dvrt.planner.workload import lognormal_workload
-from dvrt.simulator.appendix_b import MEAN_OUTPUT, PROMPT_LENGTH, SCENARIOS, appendix_b_input
+from dvrt.simulator.appendix_b import CLIP, MEAN_OUTPUT, PROMPT_LENGTH, SCENARIOS, appendix_b_input
 from dvrt.simulator.compat_pool import run_sweep
 from dvrt.simulator.compat_report import PAPER_SPEED_UPS, Rows, speed_ups
 from dvrt.simulator.compat_sweep import METHODS, SweepInput, choose_best
@@ -30,7 +30,9 @@ class Variant:
     output_cv: float = 1.0
 
     def of(self, given: SweepInput) -> SweepInput:
-        workload = lognormal_workload(PROMPT_LENGTH, MEAN_OUTPUT, output_cv=self.output_cv)
+        workload = lognormal_workload(
+            PROMPT_LENGTH, MEAN_OUTPUT, output_cv=self.output_cv, clip=CLIP
+        )
         lengths = tuple(output for _, output in workload.lengths[: len(given.lengths)])
         prompt_ms = tuple(ms * self.prompts for ms in given.info.prompt_ms)
         return replace(given, info=replace(given.info, prompt_ms=prompt_ms), lengths=lengths)
