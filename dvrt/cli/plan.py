@@ -17,9 +17,10 @@ from dvrt.cli.parameters import with_options
 from dvrt.errors import ConfigError
 from dvrt.options import make_options, option, parse_size
 from dvrt.planner.equation_report import EquationReport
-from dvrt.planner.explain import equation_report, explain, launch_line
+from dvrt.planner.explain import equation_report, explain
 from dvrt.planner.judge import SLO_KEYS, Candidate, SloTargets
 from dvrt.planner.latency import PERCENTILES
+from dvrt.planner.launch_line import launch_line
 from dvrt.planner.output import draw_plan, plan_to_json
 from dvrt.planner.plan import OBJECTIVES, Plan, PlanInput, make_plan
 from dvrt.planner.profile import Profile, open_profile

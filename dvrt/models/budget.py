@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dvrt.errors import ConfigError
-from dvrt.models.spec import EXTENT_TOKENS
+from dvrt.extents import EXTENT_TOKENS, row_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +21,8 @@ class KvShape:
 
     @property
     def row_tokens(self) -> int:
-        """Positions kept for a row: whole chunks, in whole extents, and one extent of scratch."""
-        chunks = -(-self.context // self.chunk_tokens) * self.chunk_tokens
-        return -(-chunks // EXTENT_TOKENS) * EXTENT_TOKENS + EXTENT_TOKENS
+        """Positions kept for a row."""
+        return row_tokens(self.context, self.chunk_tokens)
 
     def context_within(self, row_tokens: int) -> int:
         """The longest context whose row has no more positions than these."""

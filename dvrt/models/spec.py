@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvrt.errors import ConfigError
+from dvrt.extents import EXTENT_TOKENS as EXTENT_TOKENS
 from dvrt.wire import message
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_CONTEXT = 2048
-EXTENT_TOKENS = 64
-"""Attention reads the KV log up to the next multiple of this many tokens, the rest masked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ Pure: numbers in, plans out. ``plan`` is the planner, ``public`` the answers of 
 from __future__ import annotations
 
 from dvrt.planner.explain import explain as explain
-from dvrt.planner.explain import launch_line as launch_line
 from dvrt.planner.judge import SloTargets as SloTargets
+from dvrt.planner.launch_line import launch_line as launch_line
 from dvrt.planner.plan import Plan as Plan
 from dvrt.planner.plan import PlanInput as PlanInput
 from dvrt.planner.plan import make_plan as make_plan

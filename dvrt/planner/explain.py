@@ -1,4 +1,4 @@
-"""A plan in words: why the winner wins, why the others lose, and the command that starts it."""
+"""A plan in words: why the winner wins, and why the others lose."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def explain(plan: Plan) -> list[str]:
     verdict = swap_verdict(plan)
     lines.append(verdict.describe() if verdict else "Swapping saves nothing below three stages.")
     lines += _option_lines(plan)
+    if plan.given.profile.machine.gpus > 1:
+        lines.append(
+            f"dvrt has no tensor parallelism: {plan.given.profile.machine.gpus} GPUs a machine are "
+            "an extrapolation, and the launch line starts stages of one device each."
+        )
     if plan.given.profile.origin != "measured":
         lines.append(f"The profile is {plan.given.profile.origin}: {plan.given.profile.note}")
     return lines
@@ -205,40 +210,3 @@ def _without_swap(given: PlanInput, like: Split) -> Iterator[Split]:
         same = (split.family, split.groups, split.prompt_stages, split.stages, split.replicas)
         if same == shape and not split.swap and not missing_bytes(given.needs(split)):
             yield split
-
-
-def launch_line(plan: Plan, model: str | None = None) -> str:
-    """The ``python -m dvrt launch`` command of the winner, for each of its groups.
-
-    Machines that the split leaves idle are named as spares. ``--kv-memory`` is all that the fullest
-    stage has beside its weights.
-    """
-    split = plan.best.split
-    words = ["python -m dvrt launch", model or plan.given.profile.model.name]
-    if split.prompt_stages:
-        words += [f"--prompt-stages {split.prompt_stages}", f"--token-stages {split.stages}"]
-    else:
-        words.append(f"--stages {split.stages}")
-    words += [f"--microbatches {split.microbatches}", f"--batch-size {split.batch}"]
-    if split.prompt_stages and split.prompt_batch != split.batch:
-        words.append(f"--prompt-batch-size {split.prompt_batch}")
-    words.append(f"--max-context {plan.given.workload.longest_context}")
-    words.append(f"--chunk-tokens {_chunk_tokens(plan)}")
-    words += ["--swap", f"--device-slots {split.device_slots}"] if split.swap else []
-    words.append(f"--kv-memory {_kv_room(plan.best)}")
-    spares = (plan.given.machines - split.machines) // split.groups
-    words += [f"--replicas {split.replicas}", f"--spares {spares}"]
-    line = " ".join(words)
-    return f"{line}  # {split.groups} times, one a group" if split.groups > 1 else line
-
-
-def _chunk_tokens(plan: Plan) -> int:
-    """The split's own; else as the profile's prompts were measured, or whole prompts."""
-    measured = plan.given.profile.chunk_tokens
-    return plan.best.split.chunk or measured or plan.given.workload.longest_prompt
-
-
-def _kv_room(candidate: Candidate) -> str:
-    devices = [need for need in candidate.needs if need.weight_bytes]
-    room = min(need.available_bytes - need.weight_bytes for need in devices)
-    return f"{room >> 20}MiB" if room >= 1 << 20 else str(room)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dvrt.extents import row_tokens
 from dvrt.planner.profile import Profile
 from dvrt.planner.split import Split
 from dvrt.planner.workload import Workload
+
+LONGER_CHUNK = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +44,15 @@ def memory_needs(
 ) -> tuple[MemoryNeed, ...]:
     """Device and host needs of each role; ``usable_share`` of the device is for weights and KV.
 
-    A row's KV is reserved for the longest context of the workload (the longest prompt on prompt
-    machines). Host memory holds all microbatches when swapping, and the neighbours' replicas.
+    A row's KV is reserved as ``launch`` does it, for the longest context of the workload on prompt
+    machines, too. Host memory holds all microbatches when swapping, and the neighbours' replicas.
     """
     model, machine = profile.model, profile.machine
+    row = row_bytes(profile, workload, split)
     usable_bytes = int(machine.memory_bytes * usable_share)
     stage_layers = math.ceil(model.layers / split.stages)
     ends = model.ends_bytes(split.stages)
-    microbatch = split.batch * workload.longest_context * model.kv_bytes_per_token * stage_layers
+    microbatch = split.batch * row * stage_layers
     host_copies = split.microbatches * (split.replicas + (1 if split.swap else 0))
     token = MemoryNeed(
         role="a token machine" if split.prompt_stages else "a machine",
@@ -62,25 +66,43 @@ def memory_needs(
         kv_bytes=host_copies * microbatch,
         available_bytes=machine.host_memory_bytes,
     )
-    return (token, host, *_prompt_needs(profile, workload, split, usable_bytes))
+    return (token, host, *_prompt_needs(profile, split, usable_bytes, row))
 
 
 def _prompt_needs(
-    profile: Profile, workload: Workload, split: Split, usable_bytes: int
+    profile: Profile, split: Split, usable_bytes: int, row: int
 ) -> tuple[MemoryNeed, ...]:
     if not split.prompt_stages:
         return ()
     model = profile.model
     layers = math.ceil(model.layers / split.prompt_stages)
-    row = workload.longest_prompt * model.kv_bytes_per_token * layers
     return (
         MemoryNeed(
             role="a prompt machine",
             weight_bytes=layers * model.layer_weight_bytes + model.ends_bytes(split.prompt_stages),
-            kv_bytes=split.prompt_batch * row,
+            kv_bytes=split.prompt_microbatches * split.prompt_batch * row * layers,
             available_bytes=usable_bytes,
         ),
     )
+
+
+def row_bytes(profile: Profile, workload: Workload, split: Split) -> int:
+    """What one row's KV takes in one layer."""
+    chunk = chunk_tokens(profile, workload, split)
+    return row_tokens(workload.longest_context, chunk) * profile.model.kv_bytes_per_token
+
+
+def chunk_tokens(profile: Profile, workload: Workload, split: Split) -> int:
+    """The split's own chunks of prompts; else as the profile's were measured, or whole prompts.
+
+    Rows are made of whole chunks. So those of whole prompts are up to a quarter longer than the
+    longest one, if that makes the chunks of a row fewer.
+    """
+    if split.chunk or profile.chunk_tokens:
+        return split.chunk or profile.chunk_tokens
+    prompt, context = workload.longest_prompt, workload.longest_context
+    longer = math.ceil(context / (context // prompt))
+    return longer if longer <= LONGER_CHUNK * prompt else prompt
 
 
 def missing_bytes(needs: tuple[MemoryNeed, ...]) -> int:

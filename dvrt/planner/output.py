@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dvrt.errors import ConfigError
-from dvrt.planner.explain import equation_report, explain, launch_line, swap_verdict
+from dvrt.planner.explain import equation_report, explain, swap_verdict
 from dvrt.planner.judge import Candidate
+from dvrt.planner.launch_line import launch_line
 from dvrt.planner.plan import Plan
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from dvrt.errors import ConfigError
@@ -47,6 +47,7 @@ class PlanInput:
     def __post_init__(self) -> None:
         if self.machines < 1:
             raise ConfigError(f"{self.machines} machines; a plan needs at least one")
+        self.profile.model.check_context(self.workload.longest_context)
         if not 0 < self.usable_share <= 1:
             raise ConfigError(f"usable_share is {self.usable_share}; above 0 and at most 1")
         if self.stream_overhead is not None and not 1 <= self.stream_overhead < math.inf:
@@ -57,10 +58,14 @@ class PlanInput:
             raise ConfigError(f"the price is {self.price_per_hour}; at least 0 an hour")
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"objective {self.objective!r}; one of {', '.join(OBJECTIVES)}")
-        if self.objective == "cost" and self.price is None:
+        if self.is_for_cost and self.price is None:
             raise ConfigError("the objective is cost and nobody gives a price; use --cost")
         if not self.replicas or min(self.replicas) < 0:
             raise ConfigError(f"replicas {self.replicas}: at least one number, none below 0")
+
+    @property
+    def is_for_cost(self) -> bool:
+        return self.objective == "cost"
 
     @property
     def price(self) -> float | None:
@@ -146,7 +151,8 @@ def _sort_out(given: PlanInput) -> tuple[list[Split], Misses, int]:
         needs = given.needs(split)
         missing = missing_bytes(needs)
         if not missing:
-            fitting.append(split)
+            if not _swaps_in_vain(given, split):
+                fitting.append(split)
             continue
         n_too_large += 1
         worst = max(needs, key=lambda need: need.missing_bytes)
@@ -155,7 +161,17 @@ def _sort_out(given: PlanInput) -> tuple[list[Split], Misses, int]:
     return fitting, misses, n_too_large
 
 
+def _swaps_in_vain(given: PlanInput, split: Split) -> bool:
+    """Whether all that would be swapped fits the devices, where ``launch`` refuses to swap."""
+    return split.swap and not missing_bytes(given.needs(replace(split, swap=False)))
+
+
 def _nothing_fits(given: PlanInput, misses: Misses) -> str:
+    if given.swap and any(_swaps_in_vain(given, split) for split in given.splits()):
+        return (
+            f"swapping brings nothing: whatever of {given.profile.model.name} fits "
+            f"{given.machines} machines with it fits without it"
+        )
     if not misses:
         return (
             f"no split of {given.machines} machines exists within families "

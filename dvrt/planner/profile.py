@@ -65,6 +65,14 @@ class ModelFigures:
                 f"2 x {self.kv_heads} heads x {self.head_dim} x {self.dtype_bytes} = {expected}"
             )
 
+    def check_context(self, longest: int) -> None:
+        """Raise ConfigError for contexts that go beyond the model's positions."""
+        if self.positions is not None and longest > self.positions:
+            raise ConfigError(
+                f"the workload has contexts of {longest} tokens; {self.name} has "
+                f"{self.positions} positions"
+            )
+
     @property
     def weight_bytes(self) -> int:
         """The whole model's, a tied matrix counted once."""

@@ -52,6 +52,11 @@ class Split:
         return self.stages
 
     @property
+    def prompt_microbatches(self) -> int:
+        """In flight on the prompt side of each group."""
+        return self.prompt_stages
+
+    @property
     def device_slots(self) -> int:
         """Microbatches whose KV a token stage's device holds."""
         return min(DEVICE_SLOTS, self.stages) if self.swap else self.stages

@@ -13,16 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
-from dvrt.options import options_of
 from dvrt.planner import equations
 from dvrt.planner.cost import CostModel
 from dvrt.planner.equation_report import report_equations
-from dvrt.planner.explain import explain, launch_line, swap_verdict
+from dvrt.planner.explain import explain, swap_verdict
 from dvrt.planner.imports import profile_from_public
 from dvrt.planner.judge import SloTargets
 from dvrt.planner.latency import predict_latency
+from dvrt.planner.launch_line import launch_line
 from dvrt.planner.memory import memory_needs, missing_bytes
 from dvrt.planner.output import draw_plan, plan_to_json
 from dvrt.planner.plan import Plan, PlanInput, make_plan
@@ -229,15 +228,15 @@ def test_memory_is_equations_1_and_2_in_bytes() -> None:
     )
     token, host, prompt = memory_needs(given.profile, given.workload, split)
     model = given.profile.model
-    row = model.kv_bytes_per_token * 32
-    assert token.kv_bytes == 2 * 8 * 2000 * row
-    assert prompt.kv_bytes == 4 * 1000 * row
+    row = model.kv_bytes_per_token * 32 * 2112  # 2000 entries in extents of 64, and one more
+    assert token.kv_bytes == 2 * 8 * row
+    assert prompt.kv_bytes == 2 * 4 * row
     assert token.weight_bytes == 32 * model.layer_weight_bytes + model.embedding_bytes
     assert host.needed_bytes == 0
     ringed = replace(split, stages=4, swap=True, replicas=1)
     token, host, _ = memory_needs(given.profile, given.workload, ringed)
-    assert token.kv_bytes == 2 * 8 * 2000 * row // 2
-    assert host.kv_bytes == 2 * 4 * 8 * 2000 * row // 2
+    assert token.kv_bytes == 2 * 8 * row // 2
+    assert host.kv_bytes == 2 * 4 * 8 * row // 2
 
 
 def test_a_slow_network_makes_streaming_cost() -> None:
@@ -392,50 +391,29 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
         draw_plan(make_plan(opt_66b(2)), tmp_path / "plan.unknown")
 
 
-def launch_options(line: str) -> LaunchOptions:
-    """What ``launch`` takes from the line; raises for an option that it does not know."""
-    words = line.partition("#")[0].split()
-    assert words[:4] == ["python", "-m", "dvrt", "launch"]
-    values: dict[str, object] = {"model": words[4]}
-    rest = words[5:]
-    while rest:
-        key = rest.pop(0).removeprefix("--").replace("-", "_")
-        is_flag = options_of(LaunchOptions)[key].kind is bool
-        text = "" if is_flag else rest.pop(0)
-        values[key] = True if is_flag else int(text) if text.isdecimal() else text
-    return LaunchOptions.make(**values)
+def test_contexts_beyond_the_models_positions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="contexts of 2049 tokens; OPT-66B has 2048 positions"):
+        opt_66b(workload=fixed_workload(2000, 49))
+    assert make_plan(opt_66b(workload=fixed_workload(2000, 48))).best
+    bloom = open_profile("bloom-176b-h100").with_gpus(8)
+    assert make_plan(opt_66b(profile=bloom, workload=fixed_workload(5000, 48))).best
 
 
-def test_launch_lines() -> None:
-    plan = public_plan("B", ONE_PIPELINE)
-    assert launch_line(plan, "opt") == (
-        "python -m dvrt launch opt --prompt-stages 1 --token-stages 3 --microbatches 3 "
-        "--batch-size 8 --max-context 1200 --chunk-tokens 1000 --kv-memory 28171MiB "
-        "--replicas 0 --spares 0"
+def test_swapping_is_not_for_what_fits_anyway() -> None:
+    plan = make_plan(opt_66b(4, swap=True))
+    assert all(
+        missing_bytes(plan.given.needs(replace(c.split, swap=False)))
+        for c in (plan.best, *plan.alternatives)
     )
-    grouped = public_plan("B")
-    assert launch_line(grouped).endswith("# 4 times, one a group")
-    chunked = make_plan(opt_66b(families=("chunked",)))
-    assert f"--chunk-tokens {chunked.best.split.chunk}" in launch_line(chunked)
+    small = open_profile("gpt2-1.5b-h100")
+    with pytest.raises(ConfigError, match="fits 4 machines with it fits without it"):
+        make_plan(opt_66b(profile=small, workload=fixed_workload(100, 20), swap=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("swap", [False, True])
-def test_launch_takes_its_line(family: str, swap: bool) -> None:
-    machines = 7
-    plan = make_plan(opt_66b(machines, families=(family,), swap=swap, replicas=(1, 0)))
-    split, options = plan.best.split, launch_options(launch_line(plan))
-    assert options.n_stages == split.stages
-    assert (options.prompt_stages or 0) == split.prompt_stages
-    assert options.prompt_batch_size in (None, split.prompt_batch)
-    assert (options.swap, options.replicas) == (swap, split.replicas)
-    assert not swap or options.device_slots == split.device_slots
-    assert options.spares == (machines - split.machines) // split.groups
-    device = [need for need in plan.best.needs if need.weight_bytes]
-    assert options.kv_memory is not None
-    for need in device:
-        assert options.kv_memory <= need.available_bytes - need.weight_bytes
-    assert options.kv_memory >= min(need.kv_bytes for need in device)
+def test_nobody_is_led_to_believe_in_tensor_parallelism() -> None:
+    assert "no tensor parallelism: 2 GPUs a machine" in " ".join(explain(make_plan(opt_66b())))
+    single = make_plan(opt_66b(8, profile=open_profile("opt-13b-h100")))
+    assert "tensor parallelism" not in " ".join(explain(single))
 
 
 @pytest.mark.parametrize(
