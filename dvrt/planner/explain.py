@@ -68,7 +68,10 @@ def _winner_line(plan: Plan) -> str:
     if best.split.family == DISAGGREGATED:
         return f"{line} {_side_line(best)}"
     if best.split.family == CHUNKED:
-        return f"{line} Chunks spread a prompt over steps that run anyway, so its bubble is small."
+        share = best.cost.bubble_share
+        return (
+            f"{line} Chunks spread a prompt over steps that run anyway; bubbles take {share:.0%}."
+        )
     return line
 
 
@@ -111,11 +114,8 @@ def _reason(candidate: Candidate, best: Candidate) -> str:
     cost, split = candidate.cost, candidate.split
     if split.family == DISAGGREGATED:
         return f"; {_side_line(candidate)[0].lower()}{_side_line(candidate)[1:-1]}"
-    times = cost.times
-    bubble = (split.stages - 1) * (times.prompt_s - times.token_s) / split.stages
-    share = bubble / (times.prompt_s + times.decode_s + bubble)
-    if split.family != CHUNKED and share > 0.01:
-        return f"; prompts tear bubbles of {share:.0%} into its pipeline (Eq. 3)"
+    if cost.bubble_share > 0.01:
+        return f"; prompts tear bubbles of {cost.bubble_share:.0%} into its pipeline"
     if split.batch < best.split.batch:
         return f"; its memory holds only batches of {split.batch}"
     return ""

@@ -63,6 +63,7 @@ class _RequestTimes:
         self._model = model
         self._split = split = cost.split
         self._times = cost.times
+        self._stall_s = cost.stall_s
         self._utilisation = utilisation
         self._layers = math.ceil(model.profile.model.layers / split.stages)
         self._rows = _filled(split.batch, utilisation)
@@ -80,22 +81,30 @@ class _RequestTimes:
         if split.family == CHUNKED:
             prompt_s = profile.stage_prompt_s(self._layers, 1, prompt)
             laps = math.ceil(prompt / split.chunk)
-            return split.stages * (prompt_s + laps * self._utilisation * self._token_s)
+            stalled_s = self._token_s + self._stall_s
+            return split.stages * (prompt_s + laps * self._utilisation * stalled_s)
         stages = split.prompt_stages or split.stages
         layers = math.ceil(profile.model.layers / stages)
-        rows = _filled(split.prompt_batch or split.batch, self._utilisation)
+        rows = self._prompt_rows()
         passed_s = stages * profile.stage_prompt_s(layers, rows, prompt)
         if not split.prompt_stages:
             return passed_s
         tail = rows * prompt * profile.model.kv_bytes_per_token / profile.machine.network
         return passed_s * self._times.stream_overhead + tail
 
+    def _prompt_rows(self) -> int:
+        """Prompts that pass together: one where rows are refilled one by one."""
+        split = self._split
+        if not (split.prompt_stages or self._model.workload.has_equal_outputs):
+            return 1
+        return _filled(split.prompt_batch or split.batch, self._utilisation)
+
     def decode_s(self, prompt: int, output: int) -> float:
         """All tokens after the first; others' prompts in between hold them up.
 
         A colocated microbatch sees D - 1 others replaced while it generates, each of which tears
         Y - t: the bubble of Equation 3, D times. Chunked, it sees all of their prompts as well,
-        but in even pieces.
+        but in even pieces. Where rows are refilled one by one, every step is stalled by them.
         """
         split, times, profile = self._split, self._times, self._model.profile
         token_s = profile.stage_token_s(self._layers, self._rows, prompt + output / 2)
@@ -105,6 +114,8 @@ class _RequestTimes:
         own_s = split.stages * output * token_s
         if split.prompt_stages:
             return own_s
+        if not self._model.workload.has_equal_outputs:
+            return own_s + self._utilisation * split.stages * output * self._stall_s
         if split.family == CHUNKED:
             share = output / self._model.workload.mean_output
             return own_s + self._utilisation * split.stages * times.prompt_s * share

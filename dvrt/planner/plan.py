@@ -17,6 +17,8 @@ from dvrt.planner.workload import Workload
 
 USABLE_SHARE = 0.9
 ALTERNATIVES = 10
+FEW_GROUPS = 16
+MORE_GROUPS = (1.1, 1.25, 1.5, 2.0)
 OBJECTIVES = ("throughput", "cost")
 
 
@@ -122,7 +124,8 @@ def make_plan(given: PlanInput) -> Plan:
     if not fitting:
         raise ConfigError(_nothing_fits(given, misses))
     model = given.cost_model()
-    ranked = sorted(map(model.cost, fitting), key=partial(_rank, given.objective))
+    costs = (cost for split in fitting for cost in _by_groups(model, split))
+    ranked = sorted(costs, key=partial(_rank, given.objective))
     judge = Judge(model, given.slo, given.needs)
     best = _first_keeping(judge, ranked)
     chosen = best or judge(ranked[0])
@@ -138,6 +141,20 @@ def make_plan(given: PlanInput) -> Plan:
         n_costed=len(ranked),
         n_too_large=n_too_large,
     )
+
+
+def _by_groups(model: CostModel, split: Split) -> Iterator[Cost]:
+    """With a rate also fewer groups than the machines make: of few all numbers, of many those
+    about what the rate needs."""
+    cost, rate = model.cost(split), model.workload.rate_per_s
+    counts = {split.groups}
+    if rate is not None:
+        needed = math.ceil(rate / cost.requests_per_s * split.groups)
+        spare = {math.ceil(needed * share) for share in MORE_GROUPS}
+        counts |= set(range(1, min(split.groups, FEW_GROUPS) + 1))
+        counts |= {count for count in (needed, needed + 1, *spare) if count <= split.groups}
+    for groups in sorted(counts):
+        yield cost if groups == split.groups else model.cost(split.in_groups(groups))
 
 
 Misses = dict[str, tuple[Split, MemoryNeed]]

@@ -61,6 +61,13 @@ class Split:
         """Microbatches whose KV a token stage's device holds."""
         return min(DEVICE_SLOTS, self.stages) if self.swap else self.stages
 
+    def in_groups(self, groups: int) -> Split:
+        """The same pipeline another number of times."""
+        family = self.family
+        if family in (COLOCATED, DATA_PARALLEL):
+            family = DATA_PARALLEL if groups > 1 else COLOCATED
+        return replace(self, groups=groups, family=family)
+
     def describe(self) -> str:
         """A short name, such as ``2 x (1-3) batch 8/4 swap r1``."""
         shape = f"{self.prompt_stages}-{self.stages}" if self.prompt_stages else f"{self.stages}"

@@ -6,12 +6,12 @@ randomness in it, and the moments that the cost model needs. Knows no model and 
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -21,6 +21,7 @@ from dvrt.planner.model_info import read_json
 
 POINTS = 256
 CONTEXT_POINTS = 48
+PROMPT_POINTS = 16
 LONGEST = 10**9
 LARGEST_CV = 100
 SHORTEST_CLIP = 2
@@ -86,6 +87,18 @@ class Workload:
         weights = [(end - start) / 8 for start, end in spans for _ in range(8)]
         return _weighted_quantiles(points, weights, CONTEXT_POINTS)
 
+    @cached_property
+    def prompt_quantiles(self) -> tuple[float, ...]:
+        """Lengths of prompts from short to long, each the mean of as many."""
+        prompts = sorted(prompt for prompt, _ in self.lengths)
+        count = min(PROMPT_POINTS, len(prompts))
+        cuts = [len(prompts) * k // count for k in range(count + 1)]
+        return tuple(math.fsum(prompts[a:b]) / (b - a) for a, b in itertools.pairwise(cuts))
+
+    def mean_chunks(self, chunk_tokens: int) -> float:
+        """Chunks of a prompt."""
+        return self._mean(lambda prompt, output: math.ceil(prompt / chunk_tokens))
+
     def pairs(self, count: int) -> tuple[tuple[int, int], ...]:
         """At most ``count`` of the pairs, spread evenly over the list."""
         if len(self.lengths) <= count:
@@ -108,7 +121,7 @@ class Workload:
 
 def _weighted_quantiles(points: list[float], weights: list[float], count: int) -> tuple[float, ...]:
     order = sorted(range(len(points)), key=points.__getitem__)
-    sums = list(accumulate(weights[i] for i in order))
+    sums = list(itertools.accumulate(weights[i] for i in order))
     quantiles = []
     at = 0
     for k in range(count):
