@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dvrt.cli.parameters import with_options
+from dvrt.cli.places import check_places
 from dvrt.errors import ConfigError
 from dvrt.options import make_options, option, parse_size
 from dvrt.planner.equation_report import EquationReport
@@ -76,7 +77,11 @@ def plan(
 ) -> None:
     """Rank every way to split a model over machines, and say why."""
     given = make_options(PlanOptions, options)
+    check_places(options, ("plot",))
     if given.public is not None:
+        if json or given.plot:
+            name = "json" if json else "plot"
+            raise ConfigError(f"{name} does nothing with public, which prints two lines")
         print("\n".join(answer(parse_public_input(given.public)).lines()))
         return
     made = make_plan(plan_input(given))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dvrt.cli.parameters import with_options
+from dvrt.cli.places import check_places
 from dvrt.cli.signals import interruptible
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
@@ -114,8 +115,7 @@ def profile(
 
 def _require_place(path: Path, form: str) -> None:
     """Refuse before minutes of measuring what could not be written after them."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"out is {path}; it must be a file in a directory that exists")
+    check_places({"out": path}, ("out",))
     if form == "model_info":
         read_model_infos(path)
 

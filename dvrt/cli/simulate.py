@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from dvrt.cli.parameters import with_options
+from dvrt.cli.places import check_places
 from dvrt.cli.signals import interruptible
 from dvrt.cli.simulate_proper import ProperOptions, simulate_proper
 from dvrt.errors import ConfigError
@@ -33,6 +34,9 @@ from dvrt.simulator.compat_report import (
 from dvrt.simulator.compat_sweep import MAX_LENGTHS, METHODS, Best, SweepInput, choose_best
 from dvrt.simulator.compat_work import read_lengths
 
+MEMORY_GB = 80.0
+BESIDE_CSV = (".json", ".partial")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions:
@@ -50,20 +54,32 @@ class SimulateOptions:
     sweep: bool = option(False, help="search all splits of 1 to 16 machines")
     model: str | None = option(None, help="the sweep's model; without files, one of Appendix B")
     config_file: str | None = option(None, help="model_info.json with the sweep's step times")
-    mem_per_machine: float = option(80.0, help="device memory", unit="GB", low=0.0)
-    machine_cost: float = option(0.0, help="dollars an hour", low=0.0)
+    mem_per_machine: float | None = option(
+        None, help="device memory", unit="GB", low=0.0, otherwise="80, or Appendix B's"
+    )
+    machine_cost: float | None = option(
+        None, help="dollars an hour", low=0.0, otherwise="0, or Appendix B's"
+    )
     output_csv: str | None = option(None, help="the sweep's results; JSON goes beside it")
     plot: str | None = option(None, help="draw the sweep to this file")
     workers: int | None = option(None, help="processes of the sweep", otherwise="cores", low=1)
 
     def check(self) -> None:
-        """Raise ConfigError for options that do not make one run."""
+        """Raise ConfigError for options that do not make one run, or do nothing in it."""
         if self.sweep:
+            if self.output_csv is not None and Path(self.output_csv).suffix in BESIDE_CSV:
+                raise ConfigError(
+                    f"output_csv is {self.output_csv}; the sweep writes {', '.join(BESIDE_CSV)} "
+                    "beside the CSV, so it needs another suffix"
+                )
             if self.model is None:
                 raise ConfigError("a sweep needs --model")
             if (self.config_file is None) != (self.requests is None):
                 raise ConfigError("a sweep needs both --config-file and --requests, or neither")
             return
+        for name in ("output_csv", "plot", "workers", "mem_per_machine", "machine_cost"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it needs sweep")
         apart = (self.prompt_machines, self.token_machines)
         is_apart = apart != (None, None)
         if (self.machines is None) != is_apart or (is_apart and None in apart):
@@ -96,6 +112,7 @@ def simulate(
     if deployment:
         raise ConfigError(f"{min(deployment)} needs --profile or --null-timing")
     given = make_options(SimulateOptions, options)
+    check_places(options, ("trace", "plot", "output_csv"))
     if given.sweep:
         _sweep(given, as_json=json)
         return
@@ -141,13 +158,23 @@ def sweep_input(given: SimulateOptions) -> SweepInput:
         if model not in SCENARIOS:
             known = ", ".join(SCENARIOS)
             raise ConfigError(f"model is {model!r}; without --config-file one of {known}")
-        return appendix_b_input(model, rps=given.rps)
-    return SweepInput(
+        return _as_given(given, appendix_b_input(model, rps=given.rps))
+    swept = SweepInput(
         info=read_model_info(Path(given.config_file), model),
         lengths=tuple(read_lengths(Path(given.requests), MAX_LENGTHS)),
-        memory_gb=given.mem_per_machine,
-        machine_cost=given.machine_cost,
+        memory_gb=MEMORY_GB,
         rps=given.rps,
+    )
+    return _as_given(given, swept)
+
+
+def _as_given(given: SimulateOptions, swept: SweepInput) -> SweepInput:
+    """With the memory and the price that were given."""
+    memory_gb, cost = given.mem_per_machine, given.machine_cost
+    return replace(
+        swept,
+        memory_gb=swept.memory_gb if memory_gb is None else memory_gb,
+        machine_cost=swept.machine_cost if cost is None else cost,
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from dvrt.cli.places import check_places
 from dvrt.cli.signals import interruptible
 from dvrt.clock import ManualClock
 from dvrt.errors import ConfigError
@@ -37,7 +38,8 @@ SHARED = ("requests", "trace", "plot", "workers")
 class ProperOptions:
     """A deployment and what is asked of it; with one of the first two, this is what is simulated.
 
-    The rest are the options of ``launch`` and ``plan``, with their meanings and defaults.
+    The rest are the options of ``launch`` and ``plan``, with their meanings. Their defaults, too,
+    but for ``replicas``, of which a simulation has none, where ``launch`` keeps one.
     """
 
     profile: str | None = option(None, help="simulate a deployment by this profile, file or name")
@@ -55,7 +57,7 @@ class ProperOptions:
     chunks_per_step: int = option(2, help="prompt chunks beside a step's decodes", low=1)
     swap: bool = option(False, help="keep in host memory the microbatches that do not compute")
     device_slots: int = option(2, help="microbatches on the device, with swap", low=2)
-    replicas: int = option(0, help="copies of each stage's KV at the next machines", low=0)
+    replicas: int = option(0, help="copies of each stage's KV, 1 in a launch", low=0)
     workload: str = option(
         "prompt=1000,output=210,cv=1,longest=1000",
         help="prompt=..,output=..[,cv=..][,longest=..][,rate=..], or --requests",
@@ -85,6 +87,7 @@ def simulate_proper(
 ) -> None:
     """Simulate and show. ``shared`` are the options of both modes that were given."""
     given = make_options(ProperOptions, options)
+    check_places(shared, ("trace", "plot"))
     if foreign := sorted(set(shared) - set(SHARED)):
         raise ConfigError(f"{foreign[0]} belongs to the public simulators; not with --profile")
     load = load_of(given, shared.get("requests"))
@@ -178,17 +181,8 @@ def _profile_failures(given: ProperOptions, profile: Profile) -> FailureFigures:
 def _check_fit(deployment: Deployment, profile: Profile, load: Load, usable_share: float) -> None:
     """Against the longest of a trace; of a distribution a sample shows it, lengths are few."""
     seen = arrivals(load) if load.is_trace else islice(arrivals(load), 10_000)
-    longest_prompt = longest_context = 0
-    for arrival in seen:
-        longest_prompt = max(longest_prompt, arrival.prompt)
-        longest_context = max(longest_context, arrival.prompt + arrival.output)
-    check_memory(
-        deployment,
-        profile,
-        longest_prompt=longest_prompt,
-        longest_context=longest_context,
-        usable_share=usable_share,
-    )
+    longest = max((arrival.prompt + arrival.output for arrival in seen), default=0)
+    check_memory(deployment, profile, longest_context=longest, usable_share=usable_share)
 
 
 def _play(

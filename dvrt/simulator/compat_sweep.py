@@ -63,6 +63,18 @@ class SweepInput:
             raise ConfigError(f"machine counts {self.machine_counts}: at least one machine each")
         if not self.lengths:
             raise ConfigError("the trace has no lengths")
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """ConfigError if a pipeline that fits would start without a microbatch on every stage."""
+        for run in enumerate_runs(self):
+            n_each = len(self.lengths) * (self.info.batch_sizes[-1] // run.batch) // run.ways
+            if n_each < run.stages:
+                raise ConfigError(
+                    f"the trace has {len(self.lengths)} lengths, {n_each} microbatches for "
+                    f"pipelines of {run.stages} stages at batch {run.batch} ({run.method}, "
+                    f"{run.machines} machines); each needs one a stage"
+                )
 
     def fits(self, stages: int, batch: int, context: int) -> bool:
         """One microbatch's whole-model KV beside one stage's weights, the latter in whole GB."""

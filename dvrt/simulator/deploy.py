@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dvrt.errors import ConfigError
+from dvrt.extents import row_tokens
 from dvrt.models.null_timing import NullTiming
 from dvrt.models.split import split_evenly
 from dvrt.planner.memory import MemoryNeed
@@ -238,37 +239,43 @@ def _deployment(
     )
 
 
-def _roles(
-    deployment: Deployment, longest_prompt: int, longest_context: int
-) -> Iterator[tuple[str, LineFigures, int]]:
-    if deployment.prompts is None:
-        yield "a machine", deployment.tokens, longest_context
-        return
-    yield "a prompt machine", deployment.prompts, longest_prompt
-    yield "a token machine", deployment.tokens, longest_context
-
-
 def check_memory(
-    deployment: Deployment,
-    profile: Profile,
-    *,
-    longest_prompt: int,
-    longest_context: int,
-    usable_share: float,
+    deployment: Deployment, profile: Profile, *, longest_context: int, usable_share: float
 ) -> None:
-    """Raise ConfigError, with what is missing, if weights and logs do not fit the machines."""
-    for role, line, longest in _roles(deployment, longest_prompt, longest_context):
-        layers = max(stage.layers for stage in line.stages)
-        n_kept = line.n_microbatches
-        if line is deployment.tokens and deployment.device_slots is not None:
-            n_kept = min(n_kept, deployment.device_slots)
-        logs = n_kept * line.batch_size * longest * layers * profile.model.kv_bytes_per_token
-        ends = profile.model.ends_bytes(len(line.stages))
-        need = MemoryNeed(
-            role=role,
-            weight_bytes=layers * profile.model.layer_weight_bytes + ends,
-            kv_bytes=logs,
-            available_bytes=int(profile.machine.memory_bytes * usable_share),
-        )
+    """Raise ConfigError, with what is missing, if weights and logs do not fit the machines.
+
+    Rows are reserved as ``launch`` does it; swapped logs and replicas are in host memory.
+    """
+    profile.model.check_context(longest_context)
+    for need in _needs(deployment, profile, longest_context, usable_share):
         if need.missing_bytes:
             raise ConfigError(need.describe())
+
+
+def _needs(
+    deployment: Deployment, profile: Profile, longest_context: int, usable_share: float
+) -> Iterator[MemoryNeed]:
+    model, machine = profile.model, profile.machine
+    for _, line in deployment.lines:
+        is_tokens = line is deployment.tokens
+        role = "a machine" if deployment.prompts is None else "a prompt machine"
+        role = "a token machine" if is_tokens and deployment.prompts is not None else role
+        layers = max(stage.layers for stage in line.stages)
+        row = row_tokens(longest_context, line.chunk_tokens) * model.kv_bytes_per_token
+        one = line.batch_size * row * layers
+        slots = deployment.device_slots if is_tokens else None
+        n_kept = line.n_microbatches if slots is None else min(line.n_microbatches, slots)
+        yield MemoryNeed(
+            role=role,
+            weight_bytes=layers * model.layer_weight_bytes + model.ends_bytes(len(line.stages)),
+            kv_bytes=n_kept * one,
+            available_bytes=int(machine.memory_bytes * usable_share),
+        )
+        if is_tokens:
+            copies = deployment.replicas + (n_kept < line.n_microbatches)
+            yield MemoryNeed(
+                role=f"the host of {role}",
+                weight_bytes=0,
+                kv_bytes=copies * line.n_microbatches * one,
+                available_bytes=machine.host_memory_bytes,
+            )

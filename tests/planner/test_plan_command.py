@@ -65,6 +65,10 @@ def test_the_public_planners_lines(run) -> None:
     ("arguments", "says"),
     [
         (("--public", public("B")), "Cannot find a valid partitioning"),
+        (("--public", public("K"), "--json"), "json does nothing with public"),
+        (("--public", public("K"), "--plot", "p.svg"), "plot does nothing with public"),
+        ((*BASE, "--plot", "no/p.svg"), "plot is no/p.svg"),
+        ((*BASE, "--workload", "prompt=3000,output=9"), "has 2048 positions"),
         (("--public", "x=1"), "public planner takes"),
         ((), "needs --profile"),
         (("--profile", "opt-66b-a100-80"), "needs --profile and --machines"),

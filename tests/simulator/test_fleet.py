@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -201,12 +202,16 @@ def test_a_model_that_does_not_fit_says_what_is_missing() -> None:
         check_memory(
             deploy_profile(Setup(**shape), profile),
             profile,
-            longest_prompt=1000,
             longest_context=2000,
             usable_share=0.9,
         )
 
     check(stages=4, batch=1)
+    check(stages=4, batch=8, device_slots=2, replicas=1)
+    with pytest.raises(ConfigError, match=r"the host of a machine needs .* GB missing"):
+        check(stages=4, batch=12, device_slots=2, microbatches=33)
+    with pytest.raises(ConfigError, match=r"the host of a machine needs .* GB missing"):
+        check(stages=8, batch=8, replicas=7)
     with pytest.raises(ConfigError, match=r"a machine needs .* GB missing"):
         check(stages=1)
     with pytest.raises(ConfigError, match=r"a prompt machine needs .* GB missing"):
@@ -215,6 +220,21 @@ def test_a_model_that_does_not_fit_says_what_is_missing() -> None:
         check(stages=1, batch=1, prompt_stages=4)
     with pytest.raises(ConfigError, match="only 64 layers"):
         check(stages=65)
+
+
+def test_rows_are_those_that_a_launch_allocates() -> None:
+    """Whole chunks of 1000, extents of 64 and one more: 2112 positions for 1200 entries."""
+    profile = open_profile("opt-13b-a100-80")
+    deployment = deploy_profile(Setup(stages=1, batch=8, chunk_tokens=1000), profile)
+    weights = profile.model.weight_bytes
+    kv = 2 * 8 * 2112 * 40 * profile.model.kv_bytes_per_token
+    for spare, fits in ((1, True), (-1, False)):
+        sized = profile.with_memory(weights + kv + spare, None)
+        expected = nullcontext() if fits else pytest.raises(ConfigError, match="missing")
+        with expected:
+            check_memory(deployment, sized, longest_context=1200, usable_share=1.0)
+    with pytest.raises(ConfigError, match="contexts of 2049 tokens; OPT-13B has 2048"):
+        check_memory(deployment, profile, longest_context=2049, usable_share=1.0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from dvrt.cli.simulate import simulate
+from dvrt.cli.simulate import SimulateOptions, simulate, sweep_input
 from dvrt.errors import ConfigError
 from dvrt.planner.model_info import ModelInfo, write_model_info
 
@@ -70,6 +70,28 @@ def test_a_sweep_from_files_writes_its_results(run, tmp_path: Path) -> None:
     assert not csv_path.with_suffix(".partial").exists()
 
 
+def test_a_sweep_takes_memory_and_price(tmp_path: Path) -> None:
+    """Also where the rest is Appendix B's."""
+    given = SimulateOptions(sweep=True, model="OPT-66B", mem_per_machine=400.0, machine_cost=2.5)
+    swept = sweep_input(given)
+    assert (swept.memory_gb, swept.machine_cost) == (400.0, 2.5)
+    usual = sweep_input(SimulateOptions(sweep=True, model="OPT-66B"))
+    assert (usual.memory_gb, usual.machine_cost) == (320, 18.52)
+
+
+def test_a_sweep_needs_a_microbatch_for_each_stage(run, tmp_path: Path) -> None:
+    requests = tmp_path / "requests.json"
+    requests.write_text(json.dumps([[1000, 5]] * 3))
+    info = tmp_path / "model_info.json"
+    write_model_info(
+        info,
+        (ModelInfo(model="OPT-13B", batch_sizes=(8,), prompt_ms=(100.0,), token_ms=(10.0,)),),
+    )
+    files = ("--requests", str(requests), "--config-file", str(info), "--workers", "2")
+    with pytest.raises(ConfigError, match="3 lengths, 3 microbatches for pipelines of 4 stages"):
+        run("--sweep", "--model", "OPT-13B", *files)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -79,6 +101,21 @@ def test_a_sweep_from_files_writes_its_results(run, tmp_path: Path) -> None:
         (("--token-machines", "2"), "give --machines"),
         (("--machines", "2", "--requests", "nowhere.json"), "No such file"),
         (("--machines", "2", "--token-time", "-1"), "token_time"),
+        (
+            ("--machines", "2", "--requests", "x", "--plot", "p.svg"),
+            "plot is p.svg; it needs sweep",
+        ),
+        (
+            ("--machines", "2", "--requests", "x", "--output-csv", "o.csv"),
+            "output_csv .* needs sweep",
+        ),
+        (("--machines", "2", "--requests", "x", "--mem-per-machine", "9"), "mem_per_machine"),
+        (("--machines", "2", "--requests", "x", "--workers", "2"), "workers is 2; it needs sweep"),
+        (("--machines", "2", "--requests", "x", "--trace", "no/t.json"), "trace is no/t.json"),
+        (("--sweep", "--model", "OPT-66B", "--output-csv", "out.json"), "needs another suffix"),
+        (("--sweep", "--model", "OPT-66B", "--output-csv", "no/o.csv"), "output_csv is no/o.csv"),
+        (("--sweep", "--model", "OPT-66B", "--plot", "no/o.svg"), "plot is no/o.svg"),
+        (("--profile", "opt-13b-a100-80", "--plot", "no/o.svg"), "plot is no/o.svg"),
         (("--sweep",), "--model"),
         (("--sweep", "--model", "GPT-5"), "one of OPT-66B"),
         (("--sweep", "--model", "OPT-66B", "--requests", "x"), "neither"),
