@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -236,6 +237,19 @@ def test_a_roofline_is_marked_as_derived(run: Any, tmp_path: Path) -> None:
     assert made.origin == "derived"
     assert made.machine.name == "L4"
     assert "derived: Derived, not measured" in out
+
+
+def test_the_next_line_quotes_paths(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "gpu.toml").write_text(GPU)
+    out = run("profile", "llama-3-8b", "--roofline", "gpu.toml", "--out", "my llama.json")
+    assert "plan --profile 'my llama.json' --machines 2 --model llama-3-8b" in out
+
+
+def test_a_size_in_a_gpus_file_is_a_whole_number(run: Any, tmp_path: Path) -> None:
+    text = re.sub(r"(?m)^memory_bytes = .*$", "memory_bytes = 24e9", GPU)
+    (tmp_path / "gpu.toml").write_text(text)
+    with pytest.raises(ConfigError, match="memory_bytes is 24000000000.0; .* a whole number"):
+        run("profile", "llama-3-8b", "--roofline", "gpu.toml")
 
 
 def test_json_is_the_profile(run: Any, tmp_path: Path) -> None:
