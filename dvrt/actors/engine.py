@@ -8,11 +8,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dvrt.actors.cluster import Split
 from dvrt.actors.controller import Controller
+from dvrt.actors.sameness import ensure_same
 from dvrt.actors.stream import RequestStream
 from dvrt.control.events import Emit
 from dvrt.errors import ConfigError, DvrtError, RequestRejected, StageFailed
@@ -22,6 +23,7 @@ from dvrt.requests import FinishReason, Request, SamplingParams
 from dvrt.results import Completion, ModelCard, Sample, Status, Timings, Token
 
 if TYPE_CHECKING:
+    from dvrt.actors.journal_store import Asked
     from dvrt.models.text import TextCodec, TextStream
     from dvrt.observe.metrics import Metrics
 
@@ -112,14 +114,21 @@ class Engine:
             self._controller.leave(stream)
 
     async def resume(
-        self, request_id: str, *, from_index: int = 0, prompt_ids: Sequence[int] | None = None
+        self,
+        request_id: str,
+        *,
+        from_index: int = 0,
+        prompt_ids: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Token, None]:
         """The tokens of a request that the journal keeps, each sample's from ``from_index`` on:
         those that were drawn already, and then, if it still runs, the others as they come.
 
         Any number of consumers may read the same request, also when the one who asked for it is
-        gone, or has another life of the controller behind it. Raises RequestRejected for a request
-        that is not known (code ``unknown_request``) or has another prompt than ``prompt_ids``.
+        gone, or has another life of the controller behind it. ``prompt_ids`` and ``options``, those
+        of ``generate``, say what it should have been; a seed counts only if it is given. Raises
+        RequestRejected for a request that is not known (code ``unknown_request``) or that was made
+        with others (``idempotency_mismatch``).
         """
         stream = await self._controller.find(request_id)
         if stream is None:
@@ -129,12 +138,7 @@ class Engine:
                 code="unknown_request",
             )
         try:
-            if prompt_ids is not None and tuple(prompt_ids) != stream.request.prompt_ids:
-                raise RequestRejected(
-                    f"request {request_id!r} was made with another prompt",
-                    param="prompt",
-                    code="idempotency_mismatch",
-                )
+            self._ensure_same(stream.asked, prompt_ids, options)
             async with aclosing(self._tokens(stream, stream.asked.stop)) as tokens:
                 async for token in tokens:
                     if token.index >= from_index:
@@ -223,6 +227,18 @@ class Engine:
         another's by now."""
         if not stream.is_ended:
             self._controller.cancel(stream.request.id, sample=sample, reason=FinishReason.STOP)
+
+    def _ensure_same(
+        self, asked: Asked, prompt_ids: Sequence[int] | None, options: Mapping[str, Any] | None
+    ) -> None:
+        prompt = asked.request.prompt_ids if prompt_ids is None else self._prompt_ids(prompt_ids)
+        if options is None:
+            ensure_same(asked, replace(asked.request, prompt_ids=prompt), stop=asked.stop)
+            return
+        chosen = _options({**options, "request_id": asked.request.id})
+        again = self._request(prompt, chosen)
+        is_seeded = chosen.seed is not None
+        ensure_same(asked, again, stop=chosen.stop_strings, is_seeded=is_seeded)
 
     def _request(self, prompt: str | Sequence[int], options: GenerateOptions) -> Request:
         ids = self._prompt_ids(prompt)

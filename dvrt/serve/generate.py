@@ -97,7 +97,7 @@ class GenerateEndpoint(ABC):
             return self._engine.generate(prompt, **options)
         request_id = options["request_id"]
         if await self._engine.knows(request_id):
-            return self._engine.resume(request_id, prompt_ids=prompt)
+            return self._engine.resume(request_id, prompt_ids=prompt, options=options)
         if ticket.seen is not None:
             text = f"the request {ticket.key!r} is not known here, or not any more"
             raise Refusal(404, text, param="Last-Event-ID", code="unknown_request")

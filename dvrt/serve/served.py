@@ -41,7 +41,12 @@ class Served(Protocol):
     async def knows(self, request_id: str) -> bool: ...
 
     def resume(
-        self, request_id: str, *, from_index: int = 0, prompt_ids: Sequence[int] | None = None
+        self,
+        request_id: str,
+        *,
+        from_index: int = 0,
+        prompt_ids: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Token, None]: ...
 
     def status(self) -> Status: ...

@@ -27,6 +27,19 @@ Text = list[tuple[int, int, FinishReason | None]]
 
 SHAPES = [{"stages": 2}, {"prompt_stages": 1, "token_stages": 2}]
 
+OTHERS = {
+    "n": 5,
+    "max_tokens": 55,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "repetition_penalty": 1.1,
+    "seed": 77,
+    "logprobs": 0,
+    "stop_ids": (1,),
+}
+"""What none of the wishes asks for."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -169,6 +182,14 @@ def test_an_answer_is_given_again_as_often_as_it_is_asked_for(
         assert caught.value.code == "unknown_request"
         with pytest.raises(RequestRejected, match="another prompt"):
             await anext(engine.resume(name, prompt_ids=[1, 2, 3]))
+        options = {key: value for key, value in wish.items() if key != "prompt"}
+        unseeded = {key: value for key, value in options.items() if key != "seed"}
+        for same in (options, unseeded, {**options, "deadline_s": 60.0}):
+            await anext(engine.resume(name, prompt_ids=wish["prompt"], options=same))
+        for key, value in OTHERS.items():
+            with pytest.raises(RequestRejected, match=f"another {key}: ") as caught:
+                await anext(engine.resume(name, options={**options, key: value}))
+            assert (caught.value.code, caught.value.param) == ("idempotency_mismatch", key)
 
     journal = str(tmp_path / "journal.db")
     live(model, first, 1, stages=2, journal=journal)

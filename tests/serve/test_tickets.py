@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -44,11 +44,16 @@ class Journalled(FakeEngine):
             yield token
 
     async def resume(
-        self, request_id: str, *, from_index: int = 0, prompt_ids: Sequence[int] | None = None
+        self,
+        request_id: str,
+        *,
+        from_index: int = 0,
+        prompt_ids: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Token, None]:
         prompt, tokens = self.kept[request_id]
-        if list(prompt_ids or ()) != prompt:
-            raise RequestRejected("made with another prompt", code="idempotency_mismatch")
+        if list(prompt_ids or ()) != prompt or options != self.options[request_id]:
+            raise RequestRejected("made with other values", code="idempotency_mismatch")
         for token in tokens:
             yield token
 
@@ -123,6 +128,10 @@ async def test_choices_have_places_of_their_own() -> None:
         ("idempotency-key: k2\r\nlast-event-id: 3\r\n", {}, 404, "unknown_request"),
         (f"idempotency-key: {'k' * 200}\r\n", {}, 400, "Idempotency-Key"),
         (KEY, {"prompt": [1]}, 400, "idempotency_mismatch"),
+        (KEY, {"n": 2}, 400, "idempotency_mismatch"),
+        (KEY, {"logprobs": 1}, 400, "idempotency_mismatch"),
+        (KEY, {"stop": "x"}, 400, "idempotency_mismatch"),
+        (KEY, {"max_tokens": 7}, 400, "idempotency_mismatch"),
     ],
 )
 async def test_what_does_not_fit_is_refused(
