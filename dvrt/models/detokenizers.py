@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Decode = Callable[[Sequence[int]], str]
 
-BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f+][0-9A-Fa-f])>")
 LOCAL_DECODERS = frozenset({"Replace", "Metaspace", "WordPiece", "Strip", "ByteFallback"})
 """Decoders that treat each token alone, but for the first token and for runs of byte tokens."""
 
@@ -44,6 +44,10 @@ class ByteText:
         """See ``Detokenizer``."""
         return self.pending.decode("utf-8", "replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """See ``Detokenizer``."""
+        return self.bytes_of(token_id)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
@@ -58,7 +62,7 @@ class TokenRules:
     decode: Decode
     anchor_id: int
     is_skipped: Callable[[int], bool]
-    is_byte: Callable[[int], bool]
+    byte_of: Callable[[int], int | None]
     n_stripped: int
     anchor: str = field(init=False)
     cache: dict[int, str] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -73,6 +77,13 @@ class TokenRules:
         if ids[0] not in self.cache:
             self.cache[ids[0]] = self.decode([self.anchor_id, *ids])[len(self.anchor) :]
         return self.cache[ids[0]]
+
+    def bytes_inside(self, token_id: int) -> bytes:
+        """What a token stands for anywhere but at the beginning; nothing for a skipped one."""
+        if self.is_skipped(token_id):
+            return b""
+        byte = self.byte_of(token_id)
+        return self.text_inside([token_id]).encode() if byte is None else bytes([byte])
 
     def is_enough_to_begin(self, ids: Sequence[int]) -> bool:
         """Whether the rules for a text's beginning concern nothing after ``ids``."""
@@ -93,13 +104,17 @@ class TokenText:
             return "", self
         ids = (*self.open_ids, token_id)
         is_begun = self.has_begun or self.rules.is_enough_to_begin(ids)
-        if self.rules.is_byte(token_id) or not is_begun:
+        if self.rules.byte_of(token_id) is not None or not is_begun:
             return "", replace(self, open_ids=ids)
         return self._text(ids), TokenText(self.rules, has_begun=True)
 
     def rest(self) -> str:
         """See ``Detokenizer``."""
         return self._text(self.open_ids) if self.open_ids else ""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See ``Detokenizer``."""
+        return self.rules.bytes_inside(token_id)
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.rules.text_inside(ids) if self.has_begun else self.rules.decode(ids)
@@ -129,6 +144,11 @@ class WholeText:
     def rest(self) -> str:
         """See ``Detokenizer``."""
         return self.text[self.n_certain :]
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """See ``Detokenizer``."""
+        text = self.decode([token_id])
+        return text.encode() if text and "\N{REPLACEMENT CHARACTER}" not in text else None
 
 
 def _n_common(one: str, other: str) -> int:
@@ -219,13 +239,15 @@ def _make_token_text(
         token = tokenizer.id_to_token(token_id)
         return token is None or token in special
 
-    def is_byte(token_id: int) -> bool:
-        return has_bytes and BYTE_TOKEN.fullmatch(tokenizer.id_to_token(token_id) or "") is not None
+    def byte_of(token_id: int) -> int | None:
+        match = BYTE_TOKEN.fullmatch(tokenizer.id_to_token(token_id) or "") if has_bytes else None
+        return int(match[1], 16) if match is not None else None
 
     n_stripped = sum(int(step["start"]) for step in chain if step["type"] == "Strip")
     for token_id in range(tokenizer.get_vocab_size()):
-        if not is_skipped(token_id) and not is_byte(token_id) and _is_anchor(token_id, decode):
-            return TokenText(TokenRules(decode, token_id, is_skipped, is_byte, n_stripped))
+        is_ordinary = not is_skipped(token_id) and byte_of(token_id) is None
+        if is_ordinary and _is_anchor(token_id, decode):
+            return TokenText(TokenRules(decode, token_id, is_skipped, byte_of, n_stripped))
     return WholeText(decode)
 
 

@@ -85,6 +85,12 @@ class TextCodec:
             )
         )
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token adds to a text that has begun, be it part of a character; nothing for a
+        special one, None where that is not known.
+        """
+        return self._beginning.token_bytes(token_id) if token_id < self._n_ids else b""
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation as the prompt for its next answer.
 

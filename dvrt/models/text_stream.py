@@ -24,6 +24,9 @@ class Detokenizer(Protocol):
     def rest(self) -> str:
         """What would follow, were this the end."""
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What one token adds to a text that has begun; None where that is not known."""
+
 
 class TextStream:
     """One sample's text, incrementally; not for several threads at once.

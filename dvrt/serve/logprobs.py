@@ -48,22 +48,26 @@ def _by_name(token: Token, codec: Codec | None) -> dict[str, float]:
 
 
 def _entry(id_: int, logprob: float | None, codec: Codec | None) -> dict[str, Any]:
-    text = _text(id_, codec)
-    is_whole = bool(text) and "\N{REPLACEMENT CHARACTER}" not in text
+    data = codec.token_bytes(id_) if codec is not None else None
     return {
         "token": _name(id_, codec),
         "logprob": _finite(logprob),
-        "bytes": list(text.encode()) if is_whole else None,
+        "bytes": list(data) if data else None,
     }
 
 
 def _name(id_: int, codec: Codec | None) -> str:
-    """A token's text; tokens without any, such as the end of a text, are named by their id."""
-    return _text(id_, codec) or f"token_id:{id_}"
-
-
-def _text(id_: int, codec: Codec | None) -> str:
-    return codec.decode([id_]) if codec is not None else ""
+    """A token's text. Part of a character is named by its bytes, as OpenAI's older models do; a
+    token without text, such as the end of one, by its id."""
+    if codec is None:
+        return f"token_id:{id_}"
+    data = codec.token_bytes(id_)
+    if data is None:
+        return codec.decode([id_]) or f"token_id:{id_}"
+    try:
+        return data.decode() or f"token_id:{id_}"
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(logprob: float | None) -> float:

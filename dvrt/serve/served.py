@@ -16,6 +16,10 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token adds to a text that has begun; None where that is not known."""
+        ...
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
 
 

@@ -49,6 +49,9 @@ class ByteCodec:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < EOS).decode(errors="replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b""
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         text = "".join(f"<{one['role']}>{one['content']}" for one in messages)
         return self.encode(text + "<assistant>")

@@ -76,8 +76,9 @@ async def test_logprobs(stream):
     for entry in content:
         assert entry.logprob == -0.5
         assert [(one.token, one.logprob) for one in entry.top_logprobs] == [("A", -1), ("B", -2)]
-        assert entry.bytes is None or bytes(entry.bytes).decode() == entry.token
-        assert (entry.bytes is None) == (entry.token == "\N{REPLACEMENT CHARACTER}")
+        (byte,) = entry.bytes
+        assert entry.token == (chr(byte) if byte < 128 else f"bytes:\\x{byte:02x}")
+    assert bytes(entry.bytes[0] for entry in content).decode() == expected_text(TEMPLATED, 20)
 
 
 async def test_logprobs_without_alternatives():

@@ -223,3 +223,41 @@ def ids_of(codec: TextCodec, word: str | bytes) -> list[int]:
     if word not in vocabulary:
         word = byte_characters(word if isinstance(word, bytes) else word.encode())
     return [vocabulary[word]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "metaspace_always", "metaspace_first"])
+def test_a_token_alone_keeps_its_space(kind: str) -> None:
+    one = codec(kind)
+    told = {word: one.token_bytes(ids_of(one, word)[0]) for word in ("▁the", "the", "▁", "▁字")}
+    assert told == {"▁the": b" the", "the": b"the", "▁": b" ", "▁字": " 字".encode()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "byte_level"])
+def test_every_byte_of_a_character_is_known(kind: str) -> None:
+    one = codec(kind)
+    for byte in "é😀 ".encode():
+        (token_id,) = ids_of(one, f"<0x{byte:02X}>" if kind == "llama" else bytes([byte]))
+        assert one.token_bytes(token_id) == bytes([byte])
+
+
+@settings(max_examples=300)
+@given(kinds_and_ids(kinds=["byte_level", "llama", "gemma", "metaspace_never"]))
+def test_bytes_of_tokens_joined_are_the_text(case: tuple[str, list[int]]) -> None:
+    """But for bytes that are no text, of which a tokenizer's own rules make other characters."""
+    kind, ids = case
+    one = codec(kind)
+    data = b"".join(one.token_bytes(token_id) or b"" for token_id in ids)
+    text = one.decode(ids)
+    if "\ufffd" not in text:
+        stripped = kind == "llama" and data.startswith(b" ")
+        assert data.decode() == (" " if stripped else "") + text
+
+
+def test_tokens_without_text_and_those_not_known() -> None:
+    for kind in FAST:
+        special = codec(kind)._tokenizer.convert_tokens_to_ids("</s>")
+        assert codec(kind).token_bytes(special) == b""
+        assert codec(kind).token_bytes(n_ids(kind)) == b""
+    whole = codec("not_rust")
+    assert whole.token_bytes(whole.encode("ä")[0]) is None
+    assert whole.token_bytes(whole.encode("a")[0]) == b"a"
