@@ -6,13 +6,17 @@ from collections import deque
 from dataclasses import dataclass
 
 from dvrt.control.book import Book
+from dvrt.control.fleet import Fleet
 from dvrt.errors import Overloaded, RequestRejected
 from dvrt.requests import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may ask for: ``max_context`` counts prompt and generated tokens together."""
+    """What a request may ask for: ``max_context`` counts prompt and generated tokens together.
+
+    ``max_queue`` is how many requests may wait for their first row.
+    """
 
     max_context: int
     vocab_size: int
@@ -22,9 +26,10 @@ class Limits:
 class Admission:
     """Judges requests by the limits, and says when to come again."""
 
-    def __init__(self, limits: Limits, book: Book) -> None:
+    def __init__(self, limits: Limits, book: Book, fleet: Fleet) -> None:
         self._limits = limits
         self._book = book
+        self._fleet = fleet
         self._ends: deque[float] = deque(maxlen=64)
 
     def ended(self, now: float) -> None:
@@ -52,17 +57,25 @@ class Admission:
                 f"token id {bad} is outside the vocabulary [0, {limits.vocab_size})",
                 param="prompt",
             )
-        n_queued = len(self._book.queue)
-        if n_queued >= limits.max_queue and not is_known:
-            return Overloaded(
-                f"{n_queued} requests wait already; the limit is {limits.max_queue}",
-                retry_after_s=self._retry_after_s(now),
-            )
-        return None
+        return None if is_known else self._overload(now)
 
-    def _retry_after_s(self, now: float) -> float:
+    def _overload(self, now: float) -> Overloaded | None:
+        """Why one more request cannot wait; None if it can, or need not."""
+        n_samples, max_queue = len(self._book.queue), self._limits.max_queue
+        if n_samples < max_queue:
+            return None
+        n_free = self._fleet.n_free_rows
+        n_waiting = self._book.n_waiting(n_free)
+        if n_samples < n_free or n_waiting < max_queue:
+            return None
+        return Overloaded(
+            f"{n_waiting} requests wait already; the limit is {max_queue}",
+            retry_after_s=self._retry_after_s(n_waiting, now),
+        )
+
+    def _retry_after_s(self, n_waiting: int, now: float) -> float:
         """The time in which, at the recent rate, a tenth of the queue will have been served."""
         if len(self._ends) < 2:
             return 1.0
         interval = (now - self._ends[0]) / len(self._ends)
-        return min(60.0, max(1.0, interval * len(self._book.queue) / 10))
+        return min(60.0, max(1.0, interval * n_waiting / 10))

@@ -23,6 +23,14 @@ class Book:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._sequences.values())
 
+    def n_waiting(self, n_free_rows: int) -> int:
+        """Requests of which no sample has a row, or gets one of those that are free; samples of
+        other requests wait for rows of their own."""
+        waiting: dict[str, bool] = {}
+        for place, sequence in enumerate(self.queue):
+            waiting.setdefault(sequence.request.id, place >= n_free_rows)
+        return sum(late and not self.groups[name].seated for name, late in waiting.items())
+
     def get(self, seq: int, epoch: int) -> Sequence | None:
         """The sequence whose log has this name; None if it ended or has begun another log."""
         sequence = self._sequences.get(seq)

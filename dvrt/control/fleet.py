@@ -40,6 +40,14 @@ class Fleet:
         """Every step so far has a smaller id."""
         return self._next_step
 
+    @property
+    def n_free_rows(self) -> int:
+        """How many sequences more could begin now: rows for their prompts, and for their tokens."""
+        whole = [each for each in self._pipelines.values() if each.is_whole]
+        for_prompts = sum(each.n_free for each in whole if each.takes_prompts)
+        for_tokens = sum(each.n_free for each in whole if each.takes_tokens)
+        return min(for_prompts, for_tokens)
+
     def next_epoch(self) -> int:
         """Larger than every epoch before: the later of two owners of a slot has the larger one."""
         self._epoch += 1

@@ -89,6 +89,10 @@ class Pipeline:
         return sum(row is not None for row in self._rows)
 
     @property
+    def n_free(self) -> int:
+        return self._rows.count(None)
+
+    @property
     def n_in_flight(self) -> int:
         return sum(step is not None for step in self._in_flight)
 

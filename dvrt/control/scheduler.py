@@ -72,7 +72,7 @@ class Scheduler:
         earlier lives."""
         self._fleet = Fleet(pipelines, first_number)
         self._book = Book(first_number)
-        self._admission = Admission(limits, self._book)
+        self._admission = Admission(limits, self._book, self._fleet)
         self._seating = Seating(self._fleet, self._book)
         self._recovery = Recovery(self._fleet, self._book, self._seating)
 

@@ -16,6 +16,7 @@ from dvrt.control.events import (
     Place,
     Reject,
     RunStep,
+    StageLost,
     StepFinished,
     Submit,
     Tick,
@@ -302,6 +303,39 @@ def test_refusals_name_both_numbers() -> None:
     bench.give(Submit(request=make_request("r0"), now=0.0))
     assert "already running" in str(bench.rejects["r0"])
     bench.drain()
+
+
+def test_without_a_queue_whoever_finds_a_row_is_served() -> None:
+    bench = Bench(shape_of(), max_queue=0)
+    for i in range(7):
+        bench.give(Submit(request=make_request(f"r{i}"), now=0.0))
+    assert list(bench.rejects) == ["r6"]
+    assert "0 requests wait already; the limit is 0" in str(bench.rejects["r6"])
+    bench.drain()
+    bench.give(Submit(request=make_request("later"), now=9.0))
+    bench.drain()
+    assert len(bench.ends) == 7
+
+
+def test_samples_that_wait_for_rows_are_no_requests_that_wait() -> None:
+    bench = Bench(shape_of(n_stages=1, n_microbatches=1), max_queue=2)
+    bench.give(Submit(request=make_request("many", n=8), now=0.0))
+    while not bench.out:
+        bench.turn()
+    assert bench.scheduler.statistics().n_queued > 2
+    for name in ("first", "second", "third"):
+        bench.give(Submit(request=make_request(name), now=1.0))
+    assert list(bench.rejects) == ["third"]
+    assert "2 requests wait" in str(bench.rejects["third"])
+    bench.drain()
+    assert len(bench.ends) == 10
+
+
+def test_nobody_finds_a_row_while_a_stage_is_missing() -> None:
+    bench = Bench(shape_of(), max_queue=0)
+    bench.give(StageLost(pipeline=0, stage=1, now=0.0))
+    bench.give(Submit(request=make_request("r"), now=0.0))
+    assert isinstance(bench.rejects["r"], Overloaded)
 
 
 def test_a_row_that_held_rubbish_is_scrubbed_for_its_next_owner() -> None:
