@@ -107,10 +107,18 @@ def _check_number(
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise RequestRejected(f"{name} is {value!r}; it must be a number", param=name)
     below = value <= low if exclusive else value < low
-    if not math.isfinite(value) or below or value > high:
+    if below or value > high or not _is_finite(value):
         edge = f"above {low:g}" if exclusive else f"at least {low:g}"
         limit = "" if high == math.inf else f" and at most {high:g}"
         raise RequestRejected(f"{name} is {value}; it must be {edge}{limit}", param=name)
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is one for a float, too; integers have no end."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check_integer(

@@ -67,6 +67,10 @@ def _require_causal(directory: Path, config: Mapping[str, Any]) -> Architecture:
             f"{directory}: {model_type!r} is not a causal LM that the installed transformers knows"
         )
     names = config.get("architectures") or [architecture.causal_class]
+    if not isinstance(names, list):
+        raise ModelError(
+            f"{directory}/config.json: architectures is {names!r}; expected a list of names"
+        )
     if architecture.causal_class not in names:
         raise ModelError(
             f"{directory}: not a causal LM: architectures is {names}, "
@@ -135,7 +139,9 @@ class _Parts:
 
     def __init__(self, cut: Cut, n_layers: int, tensors: Mapping[str, TensorEntry]) -> None:
         self._cut = cut
-        self.layers: list[dict[str, TensorEntry]] = [{} for _ in range(n_layers)]
+        self._n_layers = n_layers
+        self._n_found = 0
+        self.layers: list[dict[str, TensorEntry]] = []
         self.first: list[TensorEntry] = []
         self.last: list[TensorEntry] = []
         self.own_head = False
@@ -144,8 +150,14 @@ class _Parts:
             match = pattern.match(name)
             if match is None:
                 self._add_end(name, entry)
-            elif int(match[1]) < n_layers:
-                self.layers[int(match[1])][match[2]] = entry
+            else:
+                self._add_layered(int(match[1]), match[2], entry)
+
+    def _add_layered(self, number: int, suffix: str, entry: TensorEntry) -> None:
+        self._n_found = max(self._n_found, number + 1)
+        if number < self._n_layers:
+            self.layers += ({} for _ in range(number + 1 - len(self.layers)))
+            self.layers[number][suffix] = entry
 
     def _add_end(self, name: str, entry: TensorEntry) -> None:
         segments = set(name.split("."))
@@ -173,10 +185,22 @@ class _Parts:
                 f"{embeddings.file}: tensor {embeddings.name} has the shape "
                 f"{list(embeddings.shape)}; config.json says vocab_size {vocab_size}"
             )
-        for number, layer in enumerate(self.layers):
-            if not layer:
-                raise ModelError(f"{directory}: the tensors of layer {number} are missing")
+        self._require_layers(settings)
         self._require_alike(directory)
+
+    def _require_layers(self, settings: Settings) -> None:
+        """All layers of the configuration are there, and none beyond them but those that predict
+        further tokens, which the model leaves out by itself."""
+        directory, n_layers = settings.directory, self._n_layers
+        number = next((n for n, layer in enumerate(self.layers) if not layer), len(self.layers))
+        if number < n_layers:
+            raise ModelError(f"{directory}: the tensors of layer {number} are missing")
+        n_extra = settings.get("num_nextn_predict_layers")
+        if self._n_found > n_layers + (n_extra if type(n_extra) is int else 0):
+            raise ModelError(
+                f"{directory}/config.json: num_hidden_layers is {n_layers}; "
+                f"the checkpoint has {self._n_found} layers"
+            )
 
     def _require_alike(self, directory: Path) -> None:
         """Layers are all made alike: compare each with what most layers have."""

@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: expected a JSON object, found a {type(value).__name__}")
@@ -79,8 +79,9 @@ def _read_shards(index: Path) -> dict[str, TensorEntry]:
     shards: dict[str, dict[str, TensorEntry]] = {}
     out = {}
     for name, file in names.items():
+        path = _shard_path(index, name, file)
         if file not in shards:
-            shards[file] = {e.name: e for e in read_header(_shard_path(index, name, file))}
+            shards[file] = {e.name: e for e in read_header(path)}
         entry = shards[file].get(name)
         if entry is None:
             raise ModelError(f"{index.parent / file}: tensor {name} is missing; the index lists it")
@@ -126,7 +127,7 @@ def _raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
             header = json.loads(file.read(n_bytes))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged: its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path}: damaged: its header is not a JSON object")

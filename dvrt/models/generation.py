@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvrt.errors import ModelError
+from dvrt.errors import ModelError, RequestRejected
 from dvrt.models.checkpoint import read_json
 from dvrt.models.spec import GenerationDefaults
+from dvrt.requests import SamplingParams
 
 
 def read_generation_defaults(directory: Path, config: Mapping[str, Any]) -> GenerationDefaults:
     """The defaults in generation_config.json; end-of-text ids from config.json where it has none.
 
-    ``do_sample: false`` is greedy, a temperature of 0. Raises ModelError for values of no sense.
+    ``do_sample: false`` is greedy, a temperature of 0. Raises ModelError for values of no sense, or
+    that no request may have: every request that leaves them out would be refused.
     """
     file = directory / "generation_config.json"
     values = read_json(file) if file.is_file() else {}
@@ -42,18 +43,20 @@ def _ids(directory: Path, value: Any) -> tuple[int, ...]:
 
 
 def _number(file: Path, values: Mapping[str, Any], name: str) -> float | None:
+    _ensure_usable(file, values, name)
     value = values.get(name)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise ModelError(f"{file}: {name} is {value!r}; expected a number")
-    return float(value)
+    return None if value is None else float(value)
 
 
 def _integer(file: Path, values: Mapping[str, Any], name: str) -> int | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or value < 0:
-        raise ModelError(f"{file}: {name} is {value!r}; expected a whole number")
-    return value
+    _ensure_usable(file, values, name)
+    return values.get(name)
+
+
+def _ensure_usable(file: Path, values: Mapping[str, Any], name: str) -> None:
+    if values.get(name) is None:
+        return
+    try:
+        SamplingParams(**{name: values[name]})
+    except RequestRejected as error:
+        raise ModelError(f"{file}: {error}") from error

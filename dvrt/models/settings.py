@@ -9,7 +9,7 @@ from typing import Any
 from dvrt.errors import ModelError
 from dvrt.models.architecture import Architecture
 
-_REWRITING_ROPES = {"dynamic", "longrope", "su"}
+_REWRITING_ROPES = ("dynamic", "longrope", "su")
 
 
 class Settings:
@@ -48,11 +48,11 @@ class Settings:
         """The widths of one head's key and value; latent attention keeps two latents instead."""
         latent, rope_dim = self.get("kv_lora_rank"), self.get("qk_rope_head_dim")
         if latent and rope_dim:
-            return latent, rope_dim
-        head_dim = self.get("head_dim")
-        if not head_dim:
-            head_dim = self.integer("hidden_size") // self.integer("num_attention_heads")
-        return head_dim, head_dim
+            return self.integer("kv_lora_rank"), self.integer("qk_rope_head_dim")
+        if self.get("head_dim"):
+            return self.integer("head_dim"), self.integer("head_dim")
+        width = self.integer("hidden_size") // self.integer("num_attention_heads")
+        return width, width
 
     def has_experts(self) -> bool:
         names = [*self.config, *self.architecture.defaults]

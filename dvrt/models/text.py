@@ -42,7 +42,8 @@ class TextCodec:
         """The tokenizer in ``directory``, or None where there is none. Never downloads, never runs
         a checkpoint's own code. Blocks for seconds: the first call imports torch.
 
-        Raises ModelError naming the file for a damaged tokenizer.
+        Raises ModelError naming the file for a damaged tokenizer, or a configuration that stands
+        before it.
         """
         files = [directory / name for name in VOCABULARY_FILES if (directory / name).is_file()]
         if not files:
@@ -145,14 +146,30 @@ def _fault(directory: Path, vocabulary: Path, error: Exception) -> str:
         flaw = _flaw(file) if file.is_file() else None
         if flaw is not None:
             return f"{file} {flaw}"
-    reason = " ".join(str(error).split())
+    error_of_config = _config_error(directory / "config.json")
+    reason = " ".join(str(error_of_config or error).split())
+    if error_of_config is not None:
+        return f"{directory / 'config.json'}: {reason}"
     return f"{vocabulary} cannot be loaded as a tokenizer: {reason}"
+
+
+def _config_error(file: Path) -> Exception | None:
+    """Why transformers does not read the model's configuration, which its tokenizer begins with."""
+    from transformers import AutoConfig
+
+    if not file.is_file():
+        return None
+    try:
+        AutoConfig.from_pretrained(str(file.parent), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        return error
+    return None
 
 
 def _flaw(file: Path) -> str | None:
     """Why a file is not one JSON object, or None."""
     try:
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"is not valid JSON: {error}"
     return None if isinstance(value, dict) else "is not a JSON object"

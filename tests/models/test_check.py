@@ -92,6 +92,11 @@ def test_generation_defaults(tmp_path: Path, checkpoint: Checkpoint) -> None:
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0}, r"generation_config\.json: top_p is 0; it must be above 0"),
+        ({"temperature": 200}, "temperature is 200; it must be at least 0 and at most 100"),
+        ({"temperature": 1e-9}, "temperature is 1e-09; above 0 it must be at least"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be above 0"),
         ({"eos_token_id": ["a"]}, "eos_token_id"),
     ],
 )
@@ -159,6 +164,11 @@ def test_configuration_that_is_none(tmp_path: Path, text: str) -> None:
         ({"model_type": "doge", "architectures": None}, "dynamic mask|experts"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
         ({"num_hidden_layers": 5}, "the tensors of layer 4 are missing"),
+        ({"num_hidden_layers": 10**30}, "the tensors of layer 4 are missing"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 3; the checkpoint has 4 layers"),
+        ({"architectures": 3}, "architectures is 3; expected a list of names"),
+        ({"architectures": "LlamaForCausalLM"}, "expected a list of names"),
+        ({"head_dim": {"a": 1}}, "head_dim is {'a': 1}, expected a number"),
         ({"num_hidden_layers": "four"}, "num_hidden_layers is 'four'"),
         ({"vocab_size": 999}, "vocab_size 999"),
     ],
@@ -183,6 +193,27 @@ def test_ropes_that_rewrite_old_keys(copy: Callable[..., Path], kind: str) -> No
 def test_older_spelling_of_ropes(copy: Callable[..., Path]) -> None:
     directory = copy(rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0})
     assert inspect_checkpoint(directory).rope_bound == 512
+
+
+def test_layers_that_predict_further_tokens_are_left_out(copy: Callable[..., Path]) -> None:
+    assert inspect_checkpoint(copy(num_hidden_layers=3, num_nextn_predict_layers=1)).n_layers == 3
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_nesting_without_end_is_no_json(copy: Callable[..., Path], name: str) -> None:
+    directory = copy()
+    (directory / name).write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(ModelError, match=rf"{name}: not JSON"):
+        inspect_checkpoint(directory)
+
+
+def test_an_index_that_names_no_file(copy: Callable[..., Path]) -> None:
+    directory = copy()
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": ["a"]}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="is said to be in \\['a'\\], which is no file name"):
+        inspect_checkpoint(directory)
 
 
 def test_context(checkpoint: Checkpoint) -> None:

@@ -176,6 +176,21 @@ def test_a_damaged_tokenizer_is_named(directory: Path, name: str, data: bytes, r
     assert str(caught.value).startswith(f"{directory / name} {reason}")
 
 
+def test_a_fault_of_the_configuration_is_not_the_tokenizers(directory: Path) -> None:
+    config = {"model_type": "llama", "rms_norm_eps": "x"}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        TextCodec.load(directory)
+    assert str(caught.value).startswith(f"{directory / 'config.json'}: ")
+    assert "rms_norm_eps" in str(caught.value)
+
+
+def test_nesting_without_end_is_no_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"tokenizer\.json is not valid JSON"):
+        TextCodec.load(directory)
+
+
 def test_a_checkpoints_own_code_is_not_run(directory: Path) -> None:
     (directory / "evil.py").write_text("raise SystemExit('ran')")
     config = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
