@@ -32,7 +32,8 @@ from dvrt.actors.task_nursery import TaskNursery
 from dvrt.actors.worker import Worker, WorkerNursery
 from dvrt.actors.worker_process import WorkerBoot
 from dvrt.config import LaunchOptions
-from dvrt.errors import ModelError, StageFailed, TransportError
+from dvrt.errors import ConfigError, ModelError, StageFailed, TransportError
+from dvrt.models.devices import require_cuda
 from dvrt.models.text import TextCodec
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
@@ -131,12 +132,20 @@ async def _journal(options: LaunchOptions) -> AsyncIterator[Journal | None]:
         yield None
         return
     if options.persist is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_place(path.parent, options.persist)
     journal = await Journal.open(path, model=str(_directory(options)))
     try:
         yield journal
     finally:
         await journal.aclose()
+
+
+def _make_place(directory: Path, persist: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"{directory} cannot be made: {error.strerror}"
+        raise ConfigError(f"persist is {persist!r}; {what}") from error
 
 
 def _secret(options: LaunchOptions, journal: Journal | None) -> bytes:
@@ -161,7 +170,10 @@ def _inspect(options: LaunchOptions) -> ClusterPlan:
     directory = _directory(options)
     if not directory.is_dir():
         raise ModelError(f"{directory}: no such directory")
-    return plan_cluster(options, directory)
+    plan = plan_cluster(options, directory)
+    if options.external_workers < options.n_workers + options.spares:
+        require_cuda(plan.device)
+    return plan
 
 
 def _directory(options: LaunchOptions) -> Path:

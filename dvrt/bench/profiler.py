@@ -24,6 +24,7 @@ from dvrt.bench.profile_steps import (
 )
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
+from dvrt.models.devices import require_cuda
 from dvrt.options import format_size
 from dvrt.planner.parts import LaunchFigures
 from dvrt.planner.profile import MachineFigures, ModelFigures, Profile, RecoveryFigures
@@ -59,18 +60,8 @@ def look_at(options: LaunchOptions) -> Blueprint:
     blueprint = plan_cluster(options, Path(options.model).expanduser().absolute()).blueprint
     if blueprint.device == "null":
         raise ConfigError("device is null, whose steps take null_step_ms; there is none to measure")
-    if blueprint.device.startswith("cuda"):
-        _require_cuda(blueprint.device)
+    require_cuda(blueprint.device)
     return blueprint
-
-
-def _require_cuda(device: str) -> None:
-    import torch
-
-    number = int(device.partition(":")[2] or 0)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if number >= count:
-        raise ConfigError(f"device is {device}; PyTorch sees {count} CUDA devices here")
 
 
 def make_grid(

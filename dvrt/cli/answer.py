@@ -7,22 +7,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dvrt.errors import ConfigError
+from dvrt.errors import ConfigError, RequestRejected
 from dvrt.options import option
+from dvrt.requests import SamplingParams
 from dvrt.results import Completion
 
 if TYPE_CHECKING:
     from dvrt.actors.engine import Engine
 
-_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+_GIVEN = ("max_tokens", *_SAMPLING)
+
+
+def _about_prompt(value: str) -> str | None:
+    return None if value else "it is empty; give at least one token"
+
+
+def _about_ids(value: tuple[int, ...]) -> str | None:
+    return None if min(value) >= 0 else "token ids count from 0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptOptions:
     """A prompt, as text or as token ids, and how to go on from it; None leaves it to the model."""
 
-    prompt: str | None = option(None, help="answer this text once and exit")
-    prompt_ids: tuple[int, ...] | None = option(None, help="the same with token ids, as in 1,2,3")
+    prompt: str | None = option(None, help="answer this text once and exit", check=_about_prompt)
+    prompt_ids: tuple[int, ...] | None = option(
+        None, help="the same with token ids, as in 1,2,3", check=_about_ids
+    )
     max_tokens: int | None = option(None, help="longest answer", unit="tokens", low=1)
     temperature: float | None = option(None, help="0 is greedy", low=0.0, high=100.0)
     top_k: int | None = option(None, help="draw from the k best tokens; 0 for all", low=0)
@@ -34,12 +46,19 @@ class PromptOptions:
     ignore_eos: bool = option(False, help="go on after the model's own end")
 
     def check(self) -> None:
-        """Raise ConfigError for a prompt given twice, or for options of a prompt without one."""
+        """Raise ConfigError for a prompt given twice, for options of a prompt without one, and for
+        values that no request may have."""
         if self.prompt is not None and self.prompt_ids is not None:
             raise ConfigError("prompt and prompt_ids are both given; give one")
-        given = [name for name in _SAMPLING if getattr(self, name) is not None]
+        given = [name for name in _GIVEN if getattr(self, name) is not None]
+        given += ["ignore_eos"] if self.ignore_eos else []
         if self.source is None and given:
             raise ConfigError(f"{given[0]} is given without a prompt; add --prompt or --prompt-ids")
+        chosen = {name: getattr(self, name) for name in _SAMPLING if name in given}
+        try:
+            SamplingParams(**chosen)
+        except RequestRejected as error:
+            raise ConfigError(str(error)) from error
 
     @property
     def source(self) -> str | Sequence[int] | None:
@@ -48,7 +67,7 @@ class PromptOptions:
 
     def for_engine(self, stop: Sequence[str]) -> dict[str, Any]:
         """The keyword options of ``Engine.generate``."""
-        given = {name: getattr(self, name) for name in _SAMPLING}
+        given = {name: getattr(self, name) for name in _GIVEN}
         return {**given, "ignore_eos": self.ignore_eos, "stop": tuple(stop)}
 
 

@@ -13,7 +13,7 @@ import dvrt
 from dvrt.cli.answer import PromptOptions, answer_as_json, answer_as_text
 from dvrt.cli.display import StartDisplay
 from dvrt.cli.parameters import with_options
-from dvrt.cli.serving import refuse_used_port, serve
+from dvrt.cli.serving import refuse_unservable, serve
 from dvrt.cli.signals import StopSignals, run
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
@@ -51,8 +51,10 @@ def launch(
     question = make_options(PromptOptions, asked)
     if question.source is None and (json or stop):
         raise ConfigError(f"{'json' if json else 'stop'} is given without a prompt; add --prompt")
+    if not all(stop or ()):
+        raise ConfigError("stop is ''; every text contains it")
     if question.source is None:
-        refuse_used_port(options.host, options.port)
+        refuse_unservable(options)
 
     async def command(signals: StopSignals) -> int:
         if question.source is None:

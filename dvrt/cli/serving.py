@@ -92,12 +92,18 @@ class Losses:
                 return worker
 
 
-def refuse_used_port(host: str, port: int) -> None:
-    """Raise ConfigError for an address that cannot be listened on, before anything is loaded."""
+def refuse_unservable(options: LaunchOptions) -> None:
+    """Raise ConfigError, before anything is loaded, for a key or an address that the HTTP server
+    would not take."""
+    if options.api_key is not None and not options.api_key.strip():
+        raise ConfigError("api_key is empty; leave it out to serve without a key (DVRT_API_KEY)")
+    host, port = options.host, options.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except UnicodeError as error:
+        raise ConfigError(f"host is {host!r}, which is no name of a machine: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dvrt.cli.answer import PromptOptions, answer_as_json, answer_as_text
+from dvrt.errors import ConfigError
 from dvrt.options import make_options
 from dvrt.requests import FinishReason
 from dvrt.results import Completion, Sample, Timings, Token
@@ -88,6 +89,31 @@ def test_prompt_options_reach_the_engine() -> None:
     }
 
 
-def test_an_empty_prompt_is_a_prompt() -> None:
-    assert make_options(PromptOptions, {"prompt": ""}).source == ""
+def test_without_a_prompt_there_is_no_source() -> None:
     assert make_options(PromptOptions, {}).source is None
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"prompt": ""}, "prompt is ''; it is empty"),
+        ({"prompt_ids": "1,-2"}, "token ids count from 0"),
+        ({"prompt": "a", "top_p": 0}, "top_p is 0.0; it must be above 0"),
+        ({"prompt": "a", "seed": 1 << 64}, "seed is 18446744073709551616; it must be at least 0"),
+        ({"prompt": "a", "temperature": 1e-9}, "temperature is 1e-09; above 0"),
+        ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty is 0.0; it must be above 0"),
+        ({"prompt": "a", "repetition_penalty": 2000}, "repetition_penalty is 2000.0"),
+        ({"prompt": "a", "top_k": 1 << 31}, "top_k is 2147483648"),
+        ({"ignore_eos": True}, "ignore_eos is given without a prompt"),
+        ({"top_k": 1}, "top_k is given without a prompt"),
+    ],
+)
+def test_what_no_request_may_have_is_refused_before_a_launch(
+    values: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make_options(PromptOptions, values)
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert make_options(PromptOptions, {"prompt": "a", "seed": (1 << 64) - 1}).seed

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from dvrt.models.tiny import write_tiny
 
@@ -69,6 +70,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "truncated weights": (truncate, "model.safetensors: truncated: tensor model.layers"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "neither"),
+    "a temperature that no request may have": (
+        lambda model: (model / "generation_config.json").write_text('{"temperature": 200}'),  # type: ignore[dict-item]
+        "generation_config.json: temperature is 200; it must be at least 0 and at most 100",
+    ),
+    "fewer layers than weights": (
+        config(num_hidden_layers=2),
+        "config.json: num_hidden_layers is 2; the checkpoint has 3 layers",
+    ),
     "no configuration": (lambda model: (model / "config.json").unlink(), "no config.json"),
     "not JSON": (lambda model: (model / "config.json").write_text("{no"), "config.json: not JSON"),
     "a damaged tokenizer": (
@@ -121,6 +130,13 @@ def test_what_only_a_worker_can_find_is_named_too(
         ((*ASK, "--dtype", "int3"), 2, "choose from auto, float32"),
         ((*ASK, "--temperature", "nan"), 2, "temperature is nan"),
         ((*ASK, "--top-p", "-1"), 2, "top_p is -1"),
+        ((*ASK, "--seed", str(1 << 64)), 2, "seed is 18446744073709551616; it must be"),
+        ((*ASK, "--persist", "/proc/x"), 2, "persist is '/proc/x'; /proc/x cannot be made"),
+        ((*ASK, "--stop", ""), 2, "stop is ''"),
+        (("--port", "0", "--host", "a..b"), 2, "host is 'a..b', which is no name"),
+        (("--port", "0", "--api-key", ""), 2, "api_key is empty"),
+        (("--port", "0", "--ignore-eos"), 2, "ignore_eos is given without a prompt"),
+        (("--prompt", ""), 2, "prompt is ''; it is empty"),
         (("--prompt", "hello"), 1, "good has no tokenizer; send token ids"),
         (("--prompt-ids", "1,99999"), 1, "token id 99999 is outside the vocabulary [0, 307)"),
         (("--prompt-ids", ",".join(["1"] * 600)), 1, "512 tokens; the prompt has 600"),
@@ -133,6 +149,21 @@ def test_options_that_cannot_be_are_refused(
     assert found == code
     assert text in said
     assert said.count("\n") == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_starts(good: Path) -> None:
+    text = "dvrt: device is cuda:1; PyTorch sees 0 CUDA devices here"
+    assert launch(good, *ASK, "--device", "cuda:1") == (2, text)
+
+
+def test_a_configuration_that_is_at_fault_is_named_and_not_the_tokenizer(tmp_path: Path) -> None:
+    model = shutil.copytree(HOUSE / "examples" / "storyteller", tmp_path / "model")
+    config(rms_norm_eps="x")(model)
+    code, said = launch(model, "--prompt", "a", "--max-tokens", "1")
+    assert code == 1
+    assert said.splitlines()[-1].startswith(f"dvrt: {model}/config.json: ")
+    assert "rms_norm_eps" in said
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:

@@ -168,3 +168,10 @@ def test_slow_data_is_made_on_demand_only(tmp_path: Path) -> None:
         "given: being made",
         f"given: read from {tmp_path / 'data/given.json'}",
     ]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_computed() -> None:
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=r"out is /proc/x/figures, which cannot be made: No such"):
+        make_figures(Path("/proc/x/figures"), only=["fig02"], say=told.append)
+    assert not told

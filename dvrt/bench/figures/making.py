@@ -27,15 +27,15 @@ def make_figures(
 
     The page is of all figures, from the data that is there. Slow data is made again if ``fresh``,
     by the benchmarks' quick form if ``quick``. Returns the page's path. ConfigError without
-    matplotlib, for unknown names and for files that do not make sense.
+    matplotlib, for unknown names, for a folder that cannot be and files that do not make sense.
     """
     chosen = choose(only)
     import_figure_class()
+    _make_folder(out)
     store = Store(out / "data")
     for source in _sources(chosen):
         store.obtain(source, fresh=fresh, quick=quick, say=say)
     findings = read_findings(store)
-    out.mkdir(parents=True, exist_ok=True)
     page = out.parent / "paper.md"
     try:
         for figure in chosen:
@@ -48,6 +48,14 @@ def make_figures(
             "make it again with --fresh"
         ) from error
     return page
+
+
+def _make_folder(out: Path) -> None:
+    """Before anything is computed for it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out is {out}, which cannot be made: {error.strerror}") from error
 
 
 def read_findings(store: Store) -> Findings:
