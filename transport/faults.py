@@ -15,7 +15,8 @@ class FaultKind(Enum):
     DELAY = "delay"
     """The message, and all behind it, comes ``seconds`` later."""
     CUT = "cut"
-    """The connection ends when ``byte`` bytes of the message have moved."""
+    """The connection ends: for a receiver when ``byte`` bytes of the message are there; for a
+    sender before any of it leaves, whatever ``byte`` is, since channels send a message whole."""
     FLIP = "flip"
     """Bit ``bit`` of byte ``byte`` of header and regions arrives inverted (modulo their size)."""
     STALL = "stall"

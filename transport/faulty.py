@@ -21,7 +21,9 @@ from dvrt.transport.waiting import Waiter
 class FaultyTransport(Transport):
     """Wraps ``inner``; every channel that is connected or accepted meets the faults of ``plan``.
 
-    A plan is a list of faults or a FaultPlan, such as RandomFaults.
+    A plan is a list of faults or a FaultPlan, such as RandomFaults. A CUT at the sender moves
+    nothing of its message, as ``inner`` sends messages whole, and its peer sees PeerLost where the
+    message would begin; one at the receiver leaves the first ``byte`` bytes in its memory.
     """
 
     scheme: ClassVar[str] = "faulty"

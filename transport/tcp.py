@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
+from contextlib import suppress
 from typing import ClassVar
 
 from dvrt.errors import ConfigError, ConnectFailed
@@ -16,6 +18,9 @@ from dvrt.transport.socket_channel import SocketChannel
 from dvrt.transport.socket_listener import BACKLOG, SocketListener
 
 Resolved = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""What it means to listen at an address that other machines have, or none."""
 
 
 def split_host_port(address: str) -> tuple[str, int]:
@@ -39,34 +44,53 @@ def reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
-async def _resolve(address: str) -> Resolved:
-    """Where the address leads; a name is looked up in a thread, a number needs none."""
+async def _resolve(address: str) -> list[Resolved]:
+    """Where the address leads, best first; a name is looked up in a thread, a number needs none."""
     host, port = split_host_port(address)
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, _, _, _, name = found[0]
-        return family, name  # type: ignore[return-value]
+        return await _look_up(address, host, port)
     if version == 4:
-        return socket.AF_INET, (host, port)
-    return socket.AF_INET6, (host, port, 0, 0)
+        return [(socket.AF_INET, (host, port))]
+    return [(socket.AF_INET6, (host, port, 0, 0))]
+
+
+async def _look_up(address: str, host: str, port: int) -> list[Resolved]:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise ConfigError(f"address {address!r}: {host!r} is no name of a machine") from error
+    return [(family, name) for family, _, _, _, name in found]  # type: ignore[misc]
 
 
 async def dial(address: str, *, deadline_s: float) -> socket.socket:
-    """A connected socket that does not block and sends at once. Raises ConnectFailed."""
+    """A connected socket that does not block and sends at once. Raises ConnectFailed.
+
+    A name's addresses are tried in turn, each for its share of the time that is left.
+    """
     try:
         async with asyncio.timeout(deadline_s):
-            return await _dial(address)
+            return await _dial(address, asyncio.get_running_loop().time() + deadline_s)
     except TimeoutError:
         raise ConnectFailed(f"{address} did not answer within {deadline_s:g} s") from None
     except OSError as error:
         raise ConnectFailed(f"{address}: {reason(error)}") from error
 
 
-async def _dial(address: str) -> socket.socket:
-    family, name = await _resolve(address)
+async def _dial(address: str, until: float) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    *others, last = await _resolve(address)
+    for n_left, where in zip(range(len(others) + 1, 1, -1), others, strict=True):
+        with suppress(OSError, ConnectFailed):  # TimeoutError is an OSError, too
+            async with asyncio.timeout((until - loop.time()) / n_left):
+                return await _dial_one(address, where)
+    return await _dial_one(address, last)
+
+
+async def _dial_one(address: str, where: Resolved) -> socket.socket:
+    family, name = where
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -82,20 +106,34 @@ async def _dial(address: str) -> socket.socket:
 
 
 async def bind(address: str) -> socket.socket:
-    """A listening socket that does not block; port 0 picks a free one. Raises ConnectFailed."""
+    """A listening socket that does not block; port 0 picks a free one. Raises ConnectFailed.
+
+    Of a name's addresses it is the first that this machine has.
+    """
     try:
-        family, where = await _resolve(address)
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        *others, last = await _resolve(address)
+        for where in others:
+            try:
+                return _bind_one(where)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+        return _bind_one(last)
     except OSError as error:
-        raise ConnectFailed(f"{address}: {reason(error)}") from error
+        raise ConnectFailed(f"cannot listen at {address}: {reason(error)}") from error
+
+
+def _bind_one(where: Resolved) -> socket.socket:
+    family, name = where
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
+        sock.bind(name)
         sock.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise ConnectFailed(f"cannot listen at {address}: {reason(error)}") from error
+        raise
     return sock
 
 

@@ -114,8 +114,9 @@ async def test_half_open():
                 await channel.receive(deadline_s=60)
 
 
-async def test_cut_while_sending():
-    async with faulty_pair(Fault(kind=FaultKind.CUT, message=1)) as (a, b):
+@pytest.mark.parametrize("byte", [0, 3])
+async def test_cut_while_sending_moves_nothing(byte):
+    async with faulty_pair(Fault(kind=FaultKind.CUT, message=1, byte=byte)) as (a, b):
         await send(a, 0)
         await receive(b)
         with pytest.raises(PeerLost, match="cut on purpose"):

@@ -12,7 +12,14 @@ import struct
 import pytest
 
 from dvrt.buffers import Region
-from dvrt.errors import ConnectFailed, Corrupted, PeerLost, TransferTimeout, TransportError
+from dvrt.errors import (
+    ConfigError,
+    ConnectFailed,
+    Corrupted,
+    PeerLost,
+    TransferTimeout,
+    TransportError,
+)
 from dvrt.transport import Channel, connect, listen
 from dvrt.transport.framing import FrameKind, pack_head
 from dvrt.transport.handshake import Hello, greet, welcome
@@ -241,3 +248,58 @@ async def test_out_of_file_descriptors_is_survived(monkeypatch, loop_kind):
         async with await connect(listener.address, deadline_s=5) as channel:
             assert (await channel.receive(deadline_s=5)).header == b"hello"
         assert len(calls) == 3
+
+
+def resolve_to(monkeypatch, *hosts: str) -> None:
+    """Have the name ``there`` lead to these addresses, in this order."""
+
+    async def getaddrinfo(self, host, port, **kwargs):
+        assert host == "there"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in hosts]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+
+
+async def keep(channel: Channel) -> None:
+    with contextlib.suppress(TransportError):
+        await channel.receive(deadline_s=5)
+
+
+async def test_the_addresses_of_a_name_are_tried_in_turn(monkeypatch):
+    resolve_to(monkeypatch, "127.0.0.3", "127.0.0.2")
+    async with await listen("tcp://127.0.0.2:0", keep) as listener:
+        port = listener.address.rpartition(":")[2]
+        channel = await connect(f"tcp://there:{port}", deadline_s=5)
+        assert "127.0.0.2" in channel.peer
+        await channel.aclose()
+        resolve_to(monkeypatch, "127.0.0.3", "127.0.0.4")
+        with pytest.raises(ConnectFailed, match="refused"):
+            await connect(f"tcp://there:{port}", deadline_s=5)
+
+
+async def test_an_address_that_does_not_answer_takes_its_share_of_the_time(monkeypatch):
+    resolve_to(monkeypatch, "127.0.0.3", "127.0.0.2")
+    loop = asyncio.get_running_loop()
+    connecting = loop.sock_connect
+
+    async def sock_connect(sock, name):
+        if name[0] == "127.0.0.3":
+            await asyncio.Event().wait()
+        await connecting(sock, name)
+
+    async with await listen("tcp://127.0.0.2:0", keep) as listener:
+        port = listener.address.rpartition(":")[2]
+        monkeypatch.setattr(loop, "sock_connect", sock_connect)
+        channel = await connect(f"tcp://there:{port}", deadline_s=1)
+        await channel.aclose()
+
+
+async def test_a_name_that_is_here_by_one_address_is_listened_at(monkeypatch):
+    resolve_to(monkeypatch, "192.0.2.1", "127.0.0.2")
+    async with await listen("tcp://there:0", keep) as listener:
+        assert listener.address.startswith("tcp://127.0.0.2:")
+
+
+async def test_what_is_no_name_of_a_machine_is_refused():
+    with pytest.raises(ConfigError, match="'a..b' is no name"):
+        await connect("tcp://a..b:1", deadline_s=5)
