@@ -26,6 +26,20 @@ PACKAGES = (
 """Whose versions a result names, where they are installed."""
 
 
+STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
+"""The small model of this repository, which an installed package is without."""
+
+
+def require_storyteller() -> Path:
+    """Its directory. Raises ConfigError where there is none."""
+    if not STORYTELLER.is_dir():
+        raise ConfigError(
+            "the storyteller is a model in dvrt's repository (examples/storyteller) and not in its "
+            "package; run this from a clone"
+        )
+    return STORYTELLER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What one run of one benchmark found.

@@ -13,12 +13,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import httpx
-
 from dvrt.bench.load_options import LoadOptions
 from dvrt.bench.load_report import LoadReport, Outcome
 from dvrt.bench.workload import Planned, prompt_ids, prompt_text
 from dvrt.errors import ConfigError, DvrtError
+
+try:
+    import httpx
+except ModuleNotFoundError as error:  # dvrt itself does without
+    raise ConfigError("bench load needs the package httpx; pip install httpx") from error
 
 
 async def run_load(options: LoadOptions) -> LoadReport:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import dvrt
-from dvrt.bench.common import Measured, spread
+from dvrt.bench.common import Measured, require_storyteller, spread
 from dvrt.bench.profile_steps import StepFits, StepGrid, fit_samples, measure_steps
 from dvrt.models.check import inspect_checkpoint
 from dvrt.models.spec import EXTENT_TOKENS, StageSpec
@@ -29,7 +29,6 @@ from dvrt.planner.predict import Deployment, predict_burst, prediction_error
 HF_BATCH = 16
 MAX_CONTEXT = 256
 PROFILE_ROUNDS = 3
-STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +143,7 @@ def measure(*, quick: bool) -> Measured:
 async def _measure(quick: bool) -> Measured:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        models = {"storyteller": STORYTELLER}
+        models = {"storyteller": require_storyteller()}
         if not quick:
             models["gpt2-124m"] = await asyncio.to_thread(_write_gpt2, Path(scratch) / "gpt2")
         for name, directory in models.items():

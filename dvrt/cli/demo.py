@@ -23,7 +23,7 @@ import dvrt
 from dvrt.cli.display import StartDisplay, by_stage, layers_text, workers_table
 from dvrt.cli.signals import StopSignals, run
 from dvrt.config import LaunchOptions
-from dvrt.errors import DvrtError
+from dvrt.errors import ConfigError, DvrtError
 from dvrt.observe.events import Record
 from dvrt.options import format_size, options_of
 from dvrt.results import Status, WorkerStatus
@@ -84,6 +84,11 @@ def demo(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """Tell a story, and seven more beside it, while a worker of the pipeline is killed."""
+    if model == STORYTELLER and not model.is_dir():
+        raise ConfigError(
+            "the storyteller is a model in dvrt's repository (examples/storyteller) and not in its "
+            "package; give a MODEL"
+        )
     known = options_of(LaunchOptions)
     stages, seed = known["stages"].take(stages), max(0, seed)
 
