@@ -29,12 +29,12 @@ from dvrt.results import Token as Token
 from dvrt.results import WorkerStatus as WorkerStatus
 
 if TYPE_CHECKING:
-    from dvrt.actors.engine import Engine as Engine
-    from dvrt.actors.launch import launch as launch
+    from dvrt.cluster.engine import Engine as Engine
+    from dvrt.cluster.launch import launch as launch
 
 __version__ = "0.1.0"
 
-_LATE = {"Engine": "dvrt.actors.engine", "launch": "dvrt.actors.launch"}
+_LATE = {"Engine": "dvrt.cluster.engine", "launch": "dvrt.cluster.launch"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""Actors: what runs in worker processes and in the controller. Import from the modules."""
+"""The actor runtime: nodes, mailboxes, links between processes. Import from the modules."""

@@ -16,7 +16,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 
-from dvrt.actors.worker_process import loop_factory
+from dvrt.processes.worker_process import loop_factory
 
 _TICKET_BYTES = 16
 

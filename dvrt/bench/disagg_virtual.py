@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import dvrt
-from dvrt.actors.cluster import CHUNKS_PER_STEP
 from dvrt.bench.null_times import write_timing
+from dvrt.cluster.plan import CHUNKS_PER_STEP
 from dvrt.models.null_timing import NullTiming
 from dvrt.results import Completion
 from dvrt.simulator.arrivals import Arrival

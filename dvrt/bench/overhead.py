@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvrt.actors.worker_process import loop_factory
 from dvrt.bench.common import Measured, beside, spread
 from dvrt.bench.overhead_peer import ME, STEP_S, Peer, Shape, open_peer
 from dvrt.buffers import Region
@@ -25,6 +24,7 @@ from dvrt.cuda.cpu_device import CpuDevice
 from dvrt.errors import Corrupted
 from dvrt.kv.regions import Box
 from dvrt.kv.spans import Span
+from dvrt.processes.worker_process import loop_factory
 from dvrt.streaming import (
     Behind,
     Cache,

@@ -14,11 +14,11 @@ from typing import IO
 
 import xxhash
 
-from dvrt.actors.worker_process import loop_factory
 from dvrt.cuda.cpu_device import CpuDevice
 from dvrt.kv.layout import Layout, Part
 from dvrt.kv.plan import Side, Worker
 from dvrt.kv.spans import Span
+from dvrt.processes.worker_process import loop_factory
 from dvrt.streaming import Cache, Kit, Setup, Setups, open_inflow, open_link
 from dvrt.transport import Channel, listen
 

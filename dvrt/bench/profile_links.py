@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvrt.actors.worker_process import loop_factory
 from dvrt.bench.transfer_cases import CASES, MIB, Case, Pool
 from dvrt.bench.transfer_peer import Kind, open_peer
 from dvrt.bench.transfer_sides import DEADLINE_S, ChannelSide, Memcpy, Side, channel_trips
 from dvrt.errors import ModelError
+from dvrt.processes.worker_process import loop_factory
 from dvrt.transport import connect
 
 REPEATS = 5

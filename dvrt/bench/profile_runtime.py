@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import dvrt
-from dvrt.actors.cluster import Blueprint
 from dvrt.bench.stage_spans import StageSpan, read_spans
+from dvrt.cluster.plan import Blueprint
 from dvrt.config import LaunchOptions
 from dvrt.models.null_timing import NullTiming
 from dvrt.planner.parts import RuntimeFigures

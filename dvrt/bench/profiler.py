@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dvrt
-from dvrt.actors.cluster import Blueprint, plan_cluster
 from dvrt.bench.common import machine
 from dvrt.bench.profile_links import LinkFigures, measure_links
 from dvrt.bench.profile_runtime import RuntimeProbe, probe_runtime, with_runtime
@@ -22,6 +21,7 @@ from dvrt.bench.profile_steps import (
     measure_steps,
     relative_errors,
 )
+from dvrt.cluster.plan import Blueprint, plan_cluster
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
 from dvrt.models.devices import require_cuda

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from dvrt.actors.worker_process import loop_factory
 from dvrt.bench.common import Measured, interleaved, median_ratio, spread
 from dvrt.bench.transfer_cases import CASES, MIB, Case, Pool
 from dvrt.bench.transfer_nixl import BRING, open_nixl
@@ -32,6 +31,7 @@ from dvrt.bench.transfer_sides import (
     channel_trips,
     socket_trips,
 )
+from dvrt.processes.worker_process import loop_factory
 from dvrt.transport import connect, known_schemes
 
 QUICK_CASES = ("64KiB", "1MiB", "8MiB", "64MiB", "scatter_1.5KiB", "scatter_8KiB", "prompt_128KiB")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from dvrt.actors.worker_process import loop_factory
 from dvrt.bench.transfer_cases import CASES, Pool
 from dvrt.kv.digest import digest_of
+from dvrt.processes.worker_process import loop_factory
 from dvrt.transport import Channel, listen
 
 HEADER = struct.Struct("!BBH")

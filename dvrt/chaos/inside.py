@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from dvrt.actors.archive import ArchiveActor
-from dvrt.actors.engine import Engine
 from dvrt.actors.node import Node
-from dvrt.actors.replicas import ReplicaActor
-from dvrt.actors.stage import StageActor
-from dvrt.actors.task_nursery import TaskWorker
+from dvrt.cluster.engine import Engine
 from dvrt.errors import OutOfMemory
+from dvrt.processes.task_nursery import TaskWorker
+from dvrt.stages.archive import ArchiveActor
+from dvrt.stages.replicas import ReplicaActor
+from dvrt.stages.stage import StageActor
 from dvrt.transport.records import pack_record
 
 A = TypeVar("A")

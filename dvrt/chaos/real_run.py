@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dvrt
-from dvrt.actors.engine import Engine
 from dvrt.chaos.judge import is_whole, judge_answer, judge_events
 from dvrt.chaos.schedule import Ask
 from dvrt.chaos.traffic import Answer, ask
+from dvrt.cluster.engine import Engine
 from dvrt.errors import DvrtError
 
 REAL_KINDS = ("kill", "stop", "zombie", "cut", "slow", "oom", "disk")

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from dvrt.actors.engine import Engine
 from dvrt.chaos.schedule import Ask
+from dvrt.cluster.engine import Engine
 from dvrt.errors import DvrtError
 
 MAX_PROMPT, MAX_TOKENS = 70, 24

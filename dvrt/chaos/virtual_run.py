@@ -11,8 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import dvrt
-from dvrt.actors.cluster import Split
-from dvrt.actors.engine import Engine
 from dvrt.actors.node import wiring
 from dvrt.chaos.inside import Inside
 from dvrt.chaos.judge import Verdict, is_whole, judge_answers, judge_events
@@ -20,6 +18,8 @@ from dvrt.chaos.schedule import N_NUMBERS, Action, Ask, Schedule
 from dvrt.chaos.traffic import Answer, ask
 from dvrt.chaos.turns import run_limited
 from dvrt.chaos.weather import Weather
+from dvrt.cluster.engine import Engine
+from dvrt.cluster.plan import Split
 from dvrt.errors import ConfigError, DvrtError
 from dvrt.transport.faults import Direction
 

@@ -13,7 +13,7 @@ from dvrt.requests import SamplingParams
 from dvrt.results import Completion
 
 if TYPE_CHECKING:
-    from dvrt.actors.engine import Engine
+    from dvrt.cluster.engine import Engine
 
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 _GIVEN = ("max_tokens", *_SAMPLING)

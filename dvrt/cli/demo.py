@@ -29,7 +29,7 @@ from dvrt.options import format_size, options_of
 from dvrt.results import Status, WorkerStatus
 
 if TYPE_CHECKING:
-    from dvrt.actors.engine import Engine
+    from dvrt.cluster.engine import Engine
 
 STORYTELLER = Path(dvrt.__file__).parents[1] / "examples" / "storyteller"
 PROMPTS = (

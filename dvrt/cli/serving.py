@@ -18,7 +18,7 @@ from dvrt.errors import ConfigError, StageFailed
 from dvrt.results import WorkerStatus
 
 if TYPE_CHECKING:
-    from dvrt.actors.engine import Engine
+    from dvrt.cluster.engine import Engine
 
 FAREWELL_LIMIT_S = 5.0
 """How long clients of a pipeline that has failed get to hear of it."""

@@ -165,7 +165,7 @@ def run(
     command: Callable[[StopSignals], Coroutine[Any, Any, int]], *, loop: str, limit_s: float
 ) -> int:
     """Run a command on a fresh event loop of the kind ``loop``; the exit code that fits its end."""
-    from dvrt.actors.worker_process import loop_factory
+    from dvrt.processes.worker_process import loop_factory
 
     with StopSignals(limit_s=limit_s) as stop:
         with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:

@@ -24,7 +24,7 @@ def worker(
     options = make_options(WorkerOptions, settings)
 
     async def command(_signals: StopSignals) -> int:
-        from dvrt.actors.join import join_cluster
+        from dvrt.cluster.join import join_cluster
 
         host, port = options.address()
         await join_cluster(

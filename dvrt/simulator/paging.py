@@ -1,6 +1,6 @@
 """Swapping at one stage: the runtime's pager in virtual time, with its frames and two lanes.
 
-Its decisions are those of ``dvrt.actors.pager``: which microbatch is brought in, when, and whose
+Its decisions are those of ``dvrt.stages.pager``: which microbatch is brought in, when, and whose
 frame it gets.
 """
 

@@ -12,10 +12,10 @@ import sys
 import time
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.messages import Joined
 from dvrt.actors.node import Node
-from dvrt.actors.nursery import Nursery
-from dvrt.actors.worker_process import WorkerBoot
+from dvrt.processes.nursery import Nursery
+from dvrt.processes.worker_process import WorkerBoot
+from dvrt.protocol.messages import Joined
 from dvrt.wire import Message
 
 SECRET = b"a secret of the tests"

@@ -14,8 +14,8 @@ from dvrt.actors.actor import Actor, Context
 from dvrt.actors.limits import NodeLimits
 from dvrt.actors.node import Node
 from dvrt.actors.ref import ActorRef
-from dvrt.actors.worker_process import WorkerBoot, worker_main
 from dvrt.errors import OutOfMemory, RequestRejected
+from dvrt.processes.worker_process import WorkerBoot, worker_main
 from dvrt.wire import Message, message
 
 SECRET = b"a secret of the tests"

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.cluster import plan_cluster
-from dvrt.actors.controller import Controller
-from dvrt.actors.messages import (
+from dvrt.actors.node import Node
+from dvrt.cluster.controller import Controller
+from dvrt.cluster.outlook import Watchfulness
+from dvrt.cluster.plan import plan_cluster
+from dvrt.config import LaunchOptions
+from dvrt.errors import DvrtError
+from dvrt.observe.metrics import Metrics
+from dvrt.processes.task_nursery import TaskNursery
+from dvrt.processes.worker import Worker
+from dvrt.processes.worker_process import WorkerBoot
+from dvrt.protocol.messages import (
     CloseStage,
     Connect,
     Connected,
@@ -27,14 +35,6 @@ from dvrt.actors.messages import (
     StageLoaded,
     StopWorker,
 )
-from dvrt.actors.node import Node
-from dvrt.actors.outlook import Watchfulness
-from dvrt.actors.task_nursery import TaskNursery
-from dvrt.actors.worker import Worker
-from dvrt.actors.worker_process import WorkerBoot
-from dvrt.config import LaunchOptions
-from dvrt.errors import DvrtError
-from dvrt.observe.metrics import Metrics
 from dvrt.wire import Message
 from tests.actors.crew import SECRET, make_node
 

@@ -6,9 +6,9 @@ import asyncio
 import time
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.messages import Joined
-from dvrt.actors.task_nursery import TaskNursery
-from dvrt.actors.worker_process import WorkerBoot, worker_main
+from dvrt.processes.task_nursery import TaskNursery
+from dvrt.processes.worker_process import WorkerBoot, worker_main
+from dvrt.protocol.messages import Joined
 from dvrt.virtual import run_virtual
 from dvrt.wire import Message, message
 from tests.actors.crew import SECRET, make_node

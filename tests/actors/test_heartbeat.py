@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from dvrt.actors.heartbeat import Heartbeat
-from dvrt.actors.lease import Lease
 from dvrt.actors.limits import NodeLimits
+from dvrt.processes.lease import Lease
 from dvrt.transport import get_transport
 from dvrt.transport.faults import Fault, FaultKind
 from dvrt.transport.faulty import FaultyTransport

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dvrt.actors.heartbeat import Heartbeat
-from dvrt.actors.nursery import Nursery
-from dvrt.actors.worker_process import WorkerBoot, address_towards
+from dvrt.processes.nursery import Nursery
+from dvrt.processes.worker_process import WorkerBoot, address_towards
 from tests.actors.controller_program import LEASE_S, N_WORKERS, Controller
 from tests.actors.crew import SECRET, Text, make_node
 from tests.actors.test_nursery import CREW, is_alive

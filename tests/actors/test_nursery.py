@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors.nursery import Nursery
-from dvrt.actors.task_nursery import TaskNursery
-from dvrt.actors.worker import WorkerExit
 from dvrt.errors import ConfigError, StageFailed
+from dvrt.processes.nursery import Nursery
+from dvrt.processes.task_nursery import TaskNursery
+from dvrt.processes.worker import WorkerExit
 from tests.actors.crew import Order, wait_until
 
 OBEY = "tests.actors.crew:obey"

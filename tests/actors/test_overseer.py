@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.cluster import Split
-from dvrt.actors.messages import CloseStage, LoadStage, StopWorker
+from dvrt.cluster.plan import Split
 from dvrt.models.tiny import write_tiny
+from dvrt.protocol.messages import CloseStage, LoadStage, StopWorker
 from tests.actors.puppets import Stage, script, staged
 
 pytestmark = [pytest.mark.virtual, pytest.mark.may_block]

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors.claims import HeldStage
-from dvrt.actors.cluster import Split, plan_cluster
-from dvrt.actors.controller import Controller
-from dvrt.actors.messages import Joined, StageLoaded
 from dvrt.actors.node import Node
-from dvrt.actors.orphans import Orphan
-from dvrt.actors.outlook import Watchfulness
-from dvrt.actors.task_nursery import TaskNursery
+from dvrt.cluster.controller import Controller
+from dvrt.cluster.orphans import Orphan
+from dvrt.cluster.outlook import Watchfulness
+from dvrt.cluster.plan import Split, plan_cluster
 from dvrt.config import LaunchOptions
 from dvrt.models.tiny import write_tiny
 from dvrt.observe.metrics import Metrics
+from dvrt.processes.task_nursery import TaskNursery
+from dvrt.protocol.claims import HeldStage
+from dvrt.protocol.messages import Joined, StageLoaded
 from dvrt.requests import Request, SamplingParams
 from tests.actors.crew import SECRET, make_node
 from tests.actors.puppets import PuppetHost, PuppetReplicas, PuppetStage, Stage, script, staged

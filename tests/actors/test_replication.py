@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dvrt.actors.replication import MAX_STEPS, ReplicaLags
+from dvrt.cluster.replication import MAX_STEPS, ReplicaLags
 
 
 def test_the_lag_is_that_of_the_microbatch_that_lacks_most() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.messages import Arrived, LogRange, ReplicaSent, SendReplica
-from dvrt.actors.restoration import ARRIVAL_LIMIT_S, SEND_LIMIT_S, Restorer
-from dvrt.actors.topology import Seat
+from dvrt.cluster.restoration import ARRIVAL_LIMIT_S, SEND_LIMIT_S, Restorer
+from dvrt.cluster.topology import Seat
 from dvrt.control.events import Restore, Wanted
+from dvrt.protocol.messages import Arrived, LogRange, ReplicaSent, SendReplica
 from dvrt.wire import Message
 from tests.actors.crew import make_node
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dvrt.actors.journal_store import Asked
-from dvrt.actors.sameness import ensure_same
+from dvrt.cluster.journal_store import Asked
+from dvrt.cluster.sameness import ensure_same
 from dvrt.errors import RequestRejected
 from dvrt.requests import Request, SamplingParams
 

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.claims import CUSTODIAN, Claim, Dismiss, Survey, Surveyed
-from dvrt.actors.messages import Joined
 from dvrt.actors.node import Node
-from dvrt.actors.nursery import Nursery
-from dvrt.actors.tenure import Custodian, Tenure
-from dvrt.actors.worker import start_ticks
 from dvrt.errors import ActorGone, DvrtError, StageFailed, Unavailable
+from dvrt.processes.nursery import Nursery
+from dvrt.processes.tenure import Custodian, Tenure
+from dvrt.processes.worker import start_ticks
+from dvrt.protocol.claims import CUSTODIAN, Claim, Dismiss, Survey, Surveyed
+from dvrt.protocol.messages import Joined
 from dvrt.wire import Message
 from tests.actors.crew import Order, Recorder, Text, make_node
 from tests.actors.test_heartbeat import Dog

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 import dvrt
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.observe.events import Record
 from dvrt.virtual import run_virtual
 from tests.attack.traffic import Outcome, ask, wish

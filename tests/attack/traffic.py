@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dvrt
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 
 Ids = tuple[int, ...]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors.launch import launch
 from dvrt.bench.common import beside
 from dvrt.bench.fidelity import Compared, figures, write_trace
 from dvrt.bench.fidelity_sides import launch_options, setups
 from dvrt.bench.replay import replay
+from dvrt.cluster.launch import launch
 from dvrt.models.tiny import write_tiny
 from dvrt.simulator.arrivals import Arrival, Load, arrivals
 from dvrt.simulator.deployment import Failure

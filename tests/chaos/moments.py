@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
 
-from dvrt.actors.dispatch import Dispatcher
-from dvrt.actors.executor import StageExecutor
-from dvrt.actors.host import HostActor
 from dvrt.actors.node import Node, household
-from dvrt.actors.overseer import Overseer
-from dvrt.actors.pager import Pager
-from dvrt.actors.replicator import Replicator
-from dvrt.actors.restoration import Restorer
-from dvrt.actors.shipper import Shipper
-from dvrt.actors.stage import StageActor
+from dvrt.cluster.dispatch import Dispatcher
+from dvrt.cluster.overseer import Overseer
+from dvrt.cluster.reports import Reports
+from dvrt.cluster.restoration import Restorer
+from dvrt.stages.executor import StageExecutor
+from dvrt.stages.host import HostActor
+from dvrt.stages.pager import Pager
+from dvrt.stages.replicator import Replicator
+from dvrt.stages.shipper import Shipper
+from dvrt.stages.stage import StageActor
 
 _here: list[str] = []
 
@@ -76,7 +77,7 @@ def _replaces(overseer: Overseer, loaded: Any) -> bool:
     return seat is not None and seat.is_missed
 
 
-def _is_of(name: str, _: Overseer, seat: Any, *__: Any) -> bool:
+def _is_of(name: str, _: Reports, seat: Any, *__: Any) -> bool:
     return bool(seat.owner == name)
 
 
@@ -91,7 +92,7 @@ MOMENTS = {
     "result sent": Moment(StageActor, "_finish", _decodes, nth=9, at_end=True),
     "before replication": Moment(Replicator, "_send", nth=2),
     "after replication": Moment(Replicator, "_send", nth=2, at_end=True),
-    "acknowledged": Moment(Overseer, "lags", _is_of, nth=2, of_controller=True),
+    "acknowledged": Moment(Reports, "lags", _is_of, nth=2, of_controller=True),
     "swap in": Moment(Pager, "_copy", _direction("in"), nth=3),
     "swap out": Moment(Pager, "_copy", _direction("out"), nth=3),
     "recovery": Moment(Overseer, "loaded", _replaces, of_controller=True),

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.dispatch import Dispatcher
-from dvrt.actors.replica_copy import ReplicaCopy
-from dvrt.actors.restoration import Restorer
+from dvrt.cluster.dispatch import Dispatcher
+from dvrt.cluster.restoration import Restorer
 from dvrt.control.pipeline import Pipeline
 from dvrt.control.recovery import Recovery
+from dvrt.stages.replica_copy import ReplicaCopy
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

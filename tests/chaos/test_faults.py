@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.crew import Crew
-from dvrt.actors.engine import Engine
 from dvrt.actors.node import wiring
-from dvrt.actors.replicas import ReplicaActor
 from dvrt.chaos.inside import Inside
 from dvrt.chaos.judge import judge_answers, judge_events
 from dvrt.chaos.schedule import Ask
 from dvrt.chaos.traffic import Answer, ask
 from dvrt.chaos.weather import Weather
+from dvrt.cluster.crew import Crew
+from dvrt.cluster.engine import Engine
+from dvrt.stages.replicas import ReplicaActor
 from dvrt.transport.faults import Direction
 from dvrt.virtual import run_virtual
 

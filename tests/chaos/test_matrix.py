@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.dispatch import Dispatcher
-from dvrt.actors.engine import Engine
-from dvrt.actors.replicas import ReplicaActor
-from dvrt.actors.topology import Seat
 from dvrt.chaos.inside import Inside
 from dvrt.chaos.judge import judge_answers, judge_events
 from dvrt.chaos.schedule import Ask
 from dvrt.chaos.traffic import Answer, ask
+from dvrt.cluster.dispatch import Dispatcher
+from dvrt.cluster.engine import Engine
+from dvrt.cluster.topology import Seat
 from dvrt.control.sequence import Sequence
+from dvrt.stages.replicas import ReplicaActor
 from dvrt.virtual import run_virtual
 from tests.chaos.moments import MOMENTS, armed
 
@@ -167,7 +167,7 @@ async def check(engine: Engine, name: str, phase: str, witness: Witness) -> None
 
 def crew_known(crews: list[Any]) -> Any:
     """The crew is wanted before the engine is there: a worker may die while it loads."""
-    from dvrt.actors.crew import Crew
+    from dvrt.cluster.crew import Crew
 
     patch = pytest.MonkeyPatch()
     before: Callable[..., None] = Crew.__init__

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.engine import Engine
 from dvrt.chaos.judge import judge_answers, judge_events
 from dvrt.chaos.traffic import Answer, ask
+from dvrt.cluster.engine import Engine
 from dvrt.errors import StageFailed
 from dvrt.virtual import run_virtual
 from tests.chaos.moments import CHANGES, armed

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.engine import Engine
-from dvrt.actors.worker import Worker
 from dvrt.chaos.judge import judge_answers, judge_events
 from dvrt.chaos.real_run import REAL_KINDS, run_real
 from dvrt.chaos.schedule import Ask
 from dvrt.chaos.traffic import Answer, ask
+from dvrt.cluster.engine import Engine
 from dvrt.models.tiny import write_tiny
+from dvrt.processes.worker import Worker
 from tests.chaos.moments import MOMENTS, armed
 
 ASKS = tuple(Ask(number=number, at_s=0.0) for number in range(8))
@@ -141,8 +141,8 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, phase: str, name: str, fault: str)
     """Have this worker meet a fault of ``saboteur`` at this moment."""
     monkeypatch.setenv("DVRT_TEST_MOMENT", f"{phase}/{name}/{fault}")
     monkeypatch.setattr(
-        "dvrt.actors.launch._preload",
-        lambda plan: ["dvrt.actors.assembly", "dvrt.models.runner", "tests.chaos.saboteur"],
+        "dvrt.cluster.launch._preload",
+        lambda plan: ["dvrt.stages.assembly", "dvrt.models.runner", "tests.chaos.saboteur"],
     )
 
 

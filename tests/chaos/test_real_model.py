@@ -17,7 +17,7 @@ BLOCK = 10
 @pytest.fixture
 def real(model: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
     """In virtual time a step of the CPU takes as long as one of the null device."""
-    monkeypatch.setattr("dvrt.actors.stage.step_cost_s", lambda order, step: STEP_S)
+    monkeypatch.setattr("dvrt.stages.stage.step_cost_s", lambda order, step: STEP_S)
     fixed = {"device": "cpu", "chunk_tokens": 16}
     return Campaign(model=model, n_layers=N_LAYERS, options=fixed)
 

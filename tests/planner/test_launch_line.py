@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors.cluster import plan_cluster
+from dvrt.cluster.plan import plan_cluster
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError
 from dvrt.models.budget import KvShape, ensure_fits, ensure_swap_helps

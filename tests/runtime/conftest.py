@@ -1,3 +1,3 @@
 """Everything here launches; the runtime is imported once, outside any event loop."""
 
-import dvrt.actors.launch  # noqa: F401
+import dvrt.cluster.launch  # noqa: F401

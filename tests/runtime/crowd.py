@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dvrt
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.virtual import run_virtual
 from tests.attack.traffic import Outcome, ask, wish
 

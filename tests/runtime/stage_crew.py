@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.messages import (
+from dvrt.actors.node import Node
+from dvrt.actors.ref import ActorRef
+from dvrt.control.steps import Adopt, Chunk, Decode, Open, Step, StepDone
+from dvrt.models.spec import StageSpec
+from dvrt.models.split import split_evenly
+from dvrt.processes.task_nursery import TaskNursery, TaskWorker
+from dvrt.processes.worker_process import WorkerBoot
+from dvrt.protocol.messages import (
     Connect,
     Connected,
     Forward,
@@ -20,13 +27,6 @@ from dvrt.actors.messages import (
     StageAddress,
     StageLoaded,
 )
-from dvrt.actors.node import Node
-from dvrt.actors.ref import ActorRef
-from dvrt.actors.task_nursery import TaskNursery, TaskWorker
-from dvrt.actors.worker_process import WorkerBoot
-from dvrt.control.steps import Adopt, Chunk, Decode, Open, Step, StepDone
-from dvrt.models.spec import StageSpec
-from dvrt.models.split import split_evenly
 from dvrt.requests import SamplingParams
 from dvrt.wire import Message, encode
 
@@ -104,7 +104,7 @@ class Works:
     async def worker(self, name: str) -> Joined:
         address = "local://" if self.scheme == "local" else "tcp://127.0.0.1:0"
         boot = WorkerBoot(name=name, controller=str(self.me), secret=SECRET, address=address)
-        target = "dvrt.actors.assembly:run_stage_worker"
+        target = "dvrt.stages.assembly:run_stage_worker"
         self.workers[name] = await self.nursery.spawn(target, boot, name=name)
         self.joined[name] = await self.desk.wait_for(Joined, lambda each: each.worker == name)
         return self.joined[name]

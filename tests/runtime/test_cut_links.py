@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.engine import Engine
 from dvrt.actors.node import Node
+from dvrt.cluster.engine import Engine
 from dvrt.models.tiny import write_tiny
 from tests.attack.traffic import Outcome
 from tests.runtime.crowd import crowd, virtual

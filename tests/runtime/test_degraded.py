@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.models.tiny import write_tiny
 from dvrt.virtual import run_virtual
 from tests.runtime.crowd import at_rest, kill, living

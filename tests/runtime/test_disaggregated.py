@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.models.tiny import write_tiny
 from tests.attack.traffic import Outcome, ask, wish
 from tests.runtime.crowd import crowd, virtual

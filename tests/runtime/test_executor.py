@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvrt.actors.drawing import Drawings
-from dvrt.actors.executor import Executed, StageExecutor
 from dvrt.control.events import Emit, RunStep, StepFinished, Submit
 from dvrt.control.pipeline import PipelinePlan, PipelineShape, Purpose
 from dvrt.control.scheduler import Limits, Scheduler
@@ -22,6 +20,8 @@ from dvrt.kv.spans import Span
 from dvrt.models.hash_model import HashModel
 from dvrt.models.split import split_evenly
 from dvrt.requests import Request, SampledToken, SamplingParams
+from dvrt.stages.drawing import Drawings
+from dvrt.stages.executor import Executed, StageExecutor
 
 N_LAYERS, VOCAB, CONTEXT = 6, 97, 64
 GREEDY = SamplingParams(temperature=0.0)

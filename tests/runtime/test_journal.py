@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors.journal import Journal
-from dvrt.actors.journal_store import Asked, Entry, JournalStore
+from dvrt.cluster.journal import Journal
+from dvrt.cluster.journal_store import Asked, Entry, JournalStore
 from dvrt.control.events import Emit, Known
 from dvrt.errors import ConfigError
 from dvrt.requests import FinishReason, Request, SampledToken, SamplingParams
@@ -141,7 +141,7 @@ def test_what_was_written_survives_the_kill(path: Path) -> None:
     program = f"""
         import sys
         from pathlib import Path
-        from dvrt.actors.journal_store import Entry, JournalStore
+        from dvrt.cluster.journal_store import Entry, JournalStore
         from tests.runtime.test_journal import asked, emit
         store = JournalStore(Path({str(path)!r}), model="m")
         store.write([Entry(asked=asked("a"))])

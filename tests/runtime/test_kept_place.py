@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.cluster import plan_cluster
-from dvrt.actors.engine import Engine
-from dvrt.actors.keepsake import kept_directory, remove_others
+from dvrt.cluster.engine import Engine
+from dvrt.cluster.keepsake import kept_directory, remove_others
+from dvrt.cluster.plan import plan_cluster
 from dvrt.config import LaunchOptions
 from dvrt.models.tiny import write_tiny
 from tests.runtime.crowd import kill, virtual

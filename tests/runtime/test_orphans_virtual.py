@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 import dvrt
-import dvrt.actors.launch
-from dvrt.actors.controller import Controller
-from dvrt.actors.engine import Engine
-from dvrt.actors.task_nursery import TaskNursery, TaskWorker
+import dvrt.cluster.launch
+from dvrt.cluster.controller import Controller
+from dvrt.cluster.engine import Engine
 from dvrt.errors import StageFailed
 from dvrt.models.tiny import write_tiny
+from dvrt.processes.task_nursery import TaskNursery, TaskWorker
 from dvrt.virtual import run_virtual
 from tests.runtime.crowd import BRISK, at_rest
 from tests.runtime.test_controller_restart import SHAPES, Client, Text, copy_journal, live, wishes
@@ -77,8 +77,8 @@ class Town:
         self._n_lives = 0
         self._nursery: Outlived
         self._controller: Controller
-        monkeypatch.setattr(dvrt.actors.launch, "_nursery", lambda *_: self._make_nursery())
-        monkeypatch.setattr(dvrt.actors.launch, "Controller", self._make_controller)
+        monkeypatch.setattr(dvrt.cluster.launch, "_nursery", lambda *_: self._make_nursery())
+        monkeypatch.setattr(dvrt.cluster.launch, "Controller", self._make_controller)
 
     def _make_nursery(self) -> Outlived:
         self._nursery = Outlived()

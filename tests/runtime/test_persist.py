@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors import archive
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.archive import ArchiveActor
-from dvrt.actors.log_files import LogFiles
-from dvrt.actors.log_index import LogIndex
-from dvrt.actors.messages import (
+from dvrt.actors.node import Node
+from dvrt.actors.ref import ActorRef
+from dvrt.kv.digest import digest_of
+from dvrt.protocol.messages import (
     ArchiveFailed,
     Commit,
     Entries,
@@ -28,9 +27,10 @@ from dvrt.actors.messages import (
     Replicated,
     SendReplica,
 )
-from dvrt.actors.node import Node
-from dvrt.actors.ref import ActorRef
-from dvrt.kv.digest import digest_of
+from dvrt.stages import archive
+from dvrt.stages.archive import ArchiveActor
+from dvrt.stages.log_files import LogFiles
+from dvrt.stages.log_index import LogIndex
 from dvrt.transport.file import FileChannel
 
 ENTRY = 16

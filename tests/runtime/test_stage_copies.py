@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.messages import (
+from dvrt.control.steps import Adopt, Decode
+from dvrt.kv.digest import digest_of
+from dvrt.models.tiny import write_tiny
+from dvrt.protocol.messages import (
     Arrived,
     DropReplicas,
     Entries,
@@ -19,10 +22,7 @@ from dvrt.actors.messages import (
     Replicated,
     SendReplica,
 )
-from dvrt.actors.replicas import ReplicaActor
-from dvrt.control.steps import Adopt, Decode
-from dvrt.kv.digest import digest_of
-from dvrt.models.tiny import write_tiny
+from dvrt.stages.replicas import ReplicaActor
 from dvrt.virtual import run_virtual
 from tests.runtime.stage_crew import GREEDY, Line, Works, works
 

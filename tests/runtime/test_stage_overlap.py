@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors.messages import Arrived
-from dvrt.actors.stage import StageActor
 from dvrt.models.tiny import write_tiny
+from dvrt.protocol.messages import Arrived
+from dvrt.stages.stage import StageActor
 from tests.runtime.stage_crew import Works, works
 
 LAYERS, CHUNK = 8, 64

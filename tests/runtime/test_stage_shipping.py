@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.messages import Arrived, CloseStage, Commit, Connect, Entries, StageLoaded
 from dvrt.control.steps import Adopt, Chunk, Fork, Open, Ship
 from dvrt.kv.digest import Tally, digest_of
 from dvrt.models.tiny import write_tiny
+from dvrt.protocol.messages import Arrived, CloseStage, Commit, Connect, Entries, StageLoaded
 from dvrt.virtual import run_virtual
 from tests.runtime.stage_crew import GREEDY, Line, Works, works
 

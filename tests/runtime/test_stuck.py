@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dvrt.actors import stage as stage_module
-from dvrt.actors.engine import Engine
-from dvrt.actors.messages import LoadStage
-from dvrt.actors.step_watch import StepWatch
+from dvrt.cluster.engine import Engine
 from dvrt.control.steps import Step
 from dvrt.models.tiny import write_tiny
+from dvrt.protocol.messages import LoadStage
+from dvrt.stages import stage as stage_module
+from dvrt.stages.step_watch import StepWatch
 from tests.attack.traffic import Outcome
 from tests.chaos.moments import current_worker
 from tests.runtime.crowd import crowd, virtual

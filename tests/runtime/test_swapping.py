@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvrt.actors.compute import Compute, LoopCompute, ThreadCompute
-from dvrt.actors.pager import Copied, Pager
 from dvrt.control.steps import Chunk, Decode, Step
 from dvrt.models.hash_model import HashModel
 from dvrt.models.spec import StageSpec
 from dvrt.models.swap_hash import swapping_hash_model
 from dvrt.models.swap_ranges import Range
+from dvrt.stages.compute import Compute, LoopCompute, ThreadCompute
+from dvrt.stages.pager import Copied, Pager
 from dvrt.virtual import precise_clock, run_virtual
 
 B, CONTEXT, VOCAB, LAYERS = 2, 48, 31, 3

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dvrt
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.errors import ConfigError
 from dvrt.models.tiny import write_tiny
 from dvrt.virtual import run_virtual

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.models.tiny import write_tiny
 from tests.attack.traffic import Outcome
 from tests.runtime.crowd import crowd, virtual

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from dvrt.actors.log_index import LogIndex
-from dvrt.actors.messages import GENERATION_BITS, LogRange, SendReplica
+from dvrt.protocol.messages import GENERATION_BITS, LogRange, SendReplica
+from dvrt.stages.log_index import LogIndex
 
 LIFE = 1 << GENERATION_BITS
 

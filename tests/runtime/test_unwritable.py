@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dvrt.actors.engine import Engine
+from dvrt.cluster.engine import Engine
 from dvrt.errors import RequestRejected
 from dvrt.models.tiny import write_tiny
 from tests.runtime.crowd import virtual

@@ -1,0 +1,1 @@
+"""The controller and all it goes by, in the program that launched. Import from the modules."""

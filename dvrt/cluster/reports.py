@@ -1,0 +1,82 @@
+"""What workers tell of their work: counted and shown."""
+
+from __future__ import annotations
+
+from dvrt.cluster.chronicle import Chronicle
+from dvrt.cluster.overseer import Overseer
+from dvrt.cluster.roster import Member
+from dvrt.cluster.topology import Seat
+from dvrt.control.steps import StepDone
+from dvrt.errors import ConfigError
+from dvrt.models.swap_figures import SwapFigures
+from dvrt.protocol.messages import ArchiveFailed, Copies, Replicated, StageLoaded, Swapped
+from dvrt.stages.swapping import judge_figures, refusal, swap_status
+
+Report = StepDone | StageLoaded | Swapped | Copies | ArchiveFailed | Replicated
+
+
+class Reports:
+    """Passes figures on to the workers' statuses and to the chronicle.
+
+    Of one thing something follows: with ``refuses``, a launch ends that swaps to no purpose.
+    """
+
+    def __init__(self, overseer: Overseer, chronicle: Chronicle, *, refuses: bool) -> None:
+        self._overseer, self._chronicle = overseer, chronicle
+        self._refuses = refuses
+
+    def take(self, report: Report) -> None:
+        match report:
+            case StepDone(pipeline=pipeline, spans=spans):
+                for stage, (_, busy_s) in enumerate(spans):
+                    self._computed(pipeline, stage, busy_s)
+            case StageLoaded():
+                self._loaded(report)
+            case Swapped(pipeline=pipeline, stage=stage, figures=figures):
+                self._swapped(pipeline, stage, figures)
+            case Copies():
+                self._chronicle.copied(report)
+            case ArchiveFailed(worker=worker, reason=reason):
+                self._chronicle.cluster("persistence off", f"worker {worker}: {reason}")
+                self._overseer.archive_failed(worker)
+            case Replicated(pipeline=pipeline, stage=stage):
+                seat = self._overseer.topology.seat(pipeline, stage)
+                if seat is not None and seat.is_live:
+                    self.lags(seat, self._chronicle.replicated(report))
+
+    def _loaded(self, loaded: StageLoaded) -> None:
+        """A stage that swaps says whether that pays. What serves already is not refused."""
+        if loaded.swap is None:
+            return
+        self._swapped(loaded.pipeline, loaded.stage, loaded.swap)
+        judged = judge_figures(loaded.swap)
+        if judged is None or judged.pays:
+            return
+        why = refusal(judged) if self._refuses and not self._overseer.is_serving else ""
+        if why:
+            self._overseer.exited(loaded.worker, ConfigError(why))
+        else:
+            self._chronicle.warned(loaded.pipeline, loaded.stage, str(judged))
+
+    def _computed(self, pipeline: int, stage: int, busy_s: float) -> None:
+        """Count a step of a stage."""
+        member = self._member_at(pipeline, stage)
+        if member is not None:
+            was = member.status
+            self._overseer.roster.count(member, steps=was.steps + 1, busy_s=was.busy_s + busy_s)
+
+    def _swapped(self, pipeline: int, stage: int, figures: SwapFigures) -> None:
+        """How swapping goes at a stage."""
+        member = self._member_at(pipeline, stage)
+        if member is not None:
+            self._overseer.roster.count(member, swap=swap_status(figures))
+
+    def lags(self, seat: Seat, tokens: int) -> None:
+        """The copies of a stage's logs lack so many tokens of a sequence."""
+        member = self._overseer.roster.get(seat.owner)
+        if member is not None and member.status.replica_lag != tokens:
+            self._overseer.roster.count(member, replica_lag=tokens)
+
+    def _member_at(self, pipeline: int, stage: int) -> Member | None:
+        seat = self._overseer.topology.seat(pipeline, stage)
+        return self._overseer.roster.get(seat.owner) if seat is not None else None

@@ -1,0 +1,1 @@
+"""Workers as processes: forked, leased, followed to their ends. Import from the modules."""

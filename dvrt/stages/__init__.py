@@ -1,0 +1,1 @@
+"""What runs in a worker: stages, their logs and the copies of them. Import from the modules."""

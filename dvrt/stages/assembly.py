@@ -1,0 +1,125 @@
+"""What a worker is made of: the model, the executor and the compute that its orders name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvrt.errors import ModelError
+from dvrt.kv.spans import Span
+from dvrt.models.checkpoint import read_tensor_index
+from dvrt.models.hash_model import HashModel
+from dvrt.models.held_weights import HeldWeights
+from dvrt.models.read_ahead import read_ahead
+from dvrt.models.sampling import draw
+from dvrt.models.swap_hash import swapping_hash_model
+from dvrt.processes.worker_process import WorkerBoot, worker_main
+from dvrt.protocol.messages import LoadStage
+from dvrt.stages.compute import Compute, LoopCompute, ThreadCompute
+from dvrt.stages.executor import StageExecutor
+from dvrt.stages.host import HostActor
+from dvrt.stages.model import StageModel
+from dvrt.virtual import VirtualLoop
+
+if TYPE_CHECKING:
+    from dvrt.models.runner import StageRunner
+
+_log = logging.getLogger("dvrt.stages")
+
+
+async def run_stage_worker(boot: WorkerBoot) -> int:
+    """A worker of a cluster, from joining to its exit code; see ``worker_main``."""
+    await asyncio.sleep(boot.start_s)
+    return await worker_main(boot, make_host)
+
+
+def make_host(boot: WorkerBoot) -> HostActor:
+    held = HeldWeights()
+    return HostActor(
+        boot.name,
+        boot.controller,
+        replica_bytes=boot.replica_bytes or sys.maxsize,
+        persist=Path(boot.persist) if boot.persist else None,
+        make_executor=partial(make_executor, held=held),
+        make_compute=make_compute,
+        prepare=partial(prepare, held=held),
+    )
+
+
+def prepare(order: LoadStage, is_over: Callable[[], bool], *, held: HeldWeights) -> None:
+    """All weights of the order's model come to this process's memory, or as near as it permits;
+    and a stage on the CPU is loaded once, for all that takes longer the first time."""
+    directory = Path(order.spec.directory)
+    try:
+        if not held.hold(read_tensor_index(directory), is_over=is_over):
+            read_ahead(directory, is_over=is_over)
+        elif order.spec.device == "cpu" and not is_over():
+            _make_runner(order, held)
+    except (ModelError, OSError):  # whoever loads it says what is wrong
+        return
+
+
+def make_executor(order: LoadStage, *, held: HeldWeights) -> StageExecutor:
+    """Load the stage's model; runs on the compute thread. Raises ModelError, OutOfMemory."""
+    spec = order.spec
+    try:
+        model = _make_model(order, held)
+    finally:
+        held.drop()
+    return StageExecutor(
+        model,
+        span=Span.of(spec.first, spec.stop),
+        n_layers=spec.n_layers,
+        n_slots=spec.n_slots,
+        batch_size=spec.batch_size,
+        max_context=spec.max_context,
+        draw=draw if spec.is_last else None,
+    )
+
+
+def _make_model(order: LoadStage, held: HeldWeights) -> StageModel:
+    spec = order.spec
+    if spec.device == "null":
+        return swapping_hash_model(spec, order.vocab_size) if spec.swaps else _hash_model(order)
+    runner = _make_runner(order, held)
+    if not spec.swaps:
+        return runner
+    from dvrt.models.swap_arena import swap_runner
+
+    return swap_runner(runner, spec)
+
+
+def _make_runner(order: LoadStage, held: HeldWeights) -> StageRunner:
+    from dvrt.models.runner import StageRunner
+    from dvrt.models.selfcheck import check_exactness
+
+    runner = StageRunner(order.spec.on_device(), held=held)
+    if order.spec.exact:
+        found = check_exactness(runner)
+        if not found.holds:
+            _log.warning("stage %d: %s", order.stage, found)
+    return runner
+
+
+def _hash_model(order: LoadStage) -> HashModel:
+    spec = order.spec
+    return HashModel(
+        first_layer=spec.first,
+        stop_layer=spec.stop,
+        n_slots=spec.n_slots,
+        batch_size=spec.batch_size,
+        max_context=spec.max_context,
+        vocab_size=order.vocab_size,
+    )
+
+
+def make_compute(name: str) -> Compute:
+    """A thread on a real loop; inline, at a price in virtual seconds, on a virtual one."""
+    if isinstance(asyncio.get_running_loop(), VirtualLoop):
+        return LoopCompute()
+    return ThreadCompute(name)

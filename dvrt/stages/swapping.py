@@ -1,0 +1,169 @@
+"""What a stage needs to swap: a pager with its two lanes, and what the controller is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from dvrt.control.steps import Step
+from dvrt.models.swap import SwappingModel, SwapTrial
+from dvrt.models.swap_figures import SwapFigures
+from dvrt.planner.swapping import SwapJudgement, judge_filling
+from dvrt.protocol.messages import LoadStage, Swapped
+from dvrt.stages.compute import Compute, Done
+from dvrt.stages.copy_log import CopyLog
+from dvrt.stages.pager import Copied, Pager
+
+T = TypeVar("T")
+
+REFUSED_GAIN = 0.5
+"""Below 1 swapping costs more than it brings, which is warned of; with less than this, no error
+that a trial of a step and a copy is likely to make would turn that round."""
+
+
+class Swapping:
+    """The steps of one stage and the copies that they need; made on the stage's loop.
+
+    ``on_failure`` is told of a copy that failed, after which the stage cannot go on.
+    """
+
+    def __init__(
+        self,
+        order: LoadStage,
+        model: SwappingModel,
+        *,
+        compute: Compute,
+        make_compute: Callable[[str], Compute],
+        copies: CopyLog,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        spec = order.spec
+        name = f"p{order.pipeline}-s{order.stage}"
+        self._order = order
+        self._lanes = (make_compute(f"{name} copies in"), make_compute(f"{name} copies out"))
+        self._copies, self._is_news = copies, False
+        entry_bytes = _entry_bytes(order, model)
+        self._pager = Pager(
+            model,
+            compute=compute,
+            lane_in=self._lanes[0],
+            lane_out=self._lanes[1],
+            entry_bytes=entry_bytes,
+            bandwidth=spec.swap_bandwidth,
+            clock=copies.clock,
+            on_copied=self._copied,
+            on_failure=on_failure,
+        )
+        trial = _trial(order, model)
+        limit = spec.swap_bandwidth or trial.bandwidth
+        self._tried = SwapFigures(
+            device_slots=spec.device_slots,
+            batch_size=spec.batch_size,
+            entry_bytes=entry_bytes,
+            max_context=spec.max_context,
+            host_kv_bytes=model.host_kv_bytes,
+            step_s=trial.step_s,
+            bandwidth=min(limit, trial.bandwidth or limit),
+        )
+
+    def submit(
+        self, step: Step, work: Callable[[], T], *, cost_s: float = 0.0
+    ) -> asyncio.Future[Done[T]]:
+        """See ``Pager.submit``."""
+        return self._pager.submit(step, work, cost_s=cost_s)
+
+    def figures(self) -> SwapFigures:
+        """Measured so far; of the trial at load time where there is nothing yet."""
+        seen, tried = self._pager.statistics(), self._tried
+        return replace(
+            tried,
+            step_s=seen.step_s / seen.steps if seen.steps else tried.step_s,
+            bandwidth=seen.in_bytes / seen.in_s if seen.in_s else tried.bandwidth,
+            in_bytes=seen.in_bytes,
+            out_bytes=seen.out_bytes,
+            waited_s=seen.waited_s,
+            steps=seen.steps,
+        )
+
+    def news(self) -> Swapped | None:
+        """What the controller has not heard of; None if there is nothing."""
+        if not self._is_news:
+            return None
+        self._is_news = False
+        order = self._order
+        return Swapped(pipeline=order.pipeline, stage=order.stage, figures=self.figures())
+
+    async def aclose(self) -> None:
+        """Drop what has not begun; waits for a copy that has. Before the compute is closed."""
+        self._pager.close()
+        for lane in self._lanes:
+            await asyncio.to_thread(lane.close)
+
+    def abort(self) -> None:
+        """As ``aclose``, without waiting."""
+        self._pager.close()
+        for lane in self._lanes:
+            lane.abandon()
+
+    def _copied(self, copied: Copied) -> None:
+        self._is_news = True
+        lane, name = f"copies {copied.direction}", f"{copied.direction} {copied.microbatch}"
+        self._copies.add(lane, name, copied.began, copied.nbytes, copied.busy_s)
+
+
+def judge_figures(figures: SwapFigures) -> SwapJudgement | None:
+    """Does swapping pay for requests that fill the context? None where copies take no time."""
+    if not figures.bandwidth or not figures.step_s:
+        return None
+    return judge_filling(
+        figures.max_context,
+        step_s=figures.step_s,
+        batch_size=figures.batch_size,
+        entry_bytes=figures.entry_bytes,
+        bandwidth=figures.bandwidth,
+    )
+
+
+def refusal(judged: SwapJudgement) -> str:
+    """Why a launch is not to swap; empty where a trial of a moment cannot be so sure."""
+    if judged.gain >= REFUSED_GAIN:
+        return ""
+    return (
+        f"swap is refused: {judged}. Leave it out, set a max_context that requests need (now "
+        f"{judged.last_context}), or go on with swap_anyway"
+    )
+
+
+def swap_status(figures: SwapFigures) -> Mapping[str, float]:
+    """What a worker's status says of swapping; the figures of several stages are not added."""
+    judged = judge_figures(figures)
+    return {
+        "device_slots": figures.device_slots,
+        "host_kv_bytes": figures.host_kv_bytes,
+        "step_s": figures.step_s,
+        "bandwidth": figures.bandwidth,
+        "hidden_context": judged.hidden_context if judged else float(figures.max_context),
+        "paying_context": judged.paying_context if judged else float(figures.max_context),
+        "gain": judged.gain if judged else 2.0,
+        "in_bytes": figures.in_bytes,
+        "out_bytes": figures.out_bytes,
+        "waited_s": figures.waited_s,
+    }
+
+
+def _entry_bytes(order: LoadStage, model: SwappingModel) -> int:
+    pretended = order.timing.entry_bytes if order.timing is not None else 0
+    return pretended or model.entry_bytes(order.spec.first, order.spec.stop)
+
+
+def _trial(order: LoadStage, model: SwappingModel) -> SwapTrial:
+    """What the model tried; of the null device what it was told."""
+    if model.trial is not None:
+        return model.trial
+    spec = order.spec
+    step_s = order.null_step_s
+    if order.timing is not None:
+        step_s = order.timing.decode_step_s([spec.max_context // 2] * spec.batch_size)
+    return SwapTrial(step_s, spec.swap_bandwidth)
