@@ -21,6 +21,8 @@ from dvrt.wire import Message
 REPLICAS = "replicas"
 """The name of a worker's replica actor."""
 ARCHIVE = "archive"
+COLLECTED_BYTES = 64 << 20
+"""A stage that was so large is not left to be collected in due course: that may be late."""
 
 
 class HostActor(Actor):
@@ -91,9 +93,14 @@ class HostActor(Actor):
         self.node.watch(self.node.spawn(stage, name=name), self._ended)
 
     async def _close(self, name: str, reason: str) -> None:
-        if name in self._stages:
-            await self.node.stop(name, reason)
-            self._stages.pop(name, None)
+        holding = self._stages.get(name)
+        if holding is None:
+            return
+        await self.node.stop(name, reason)
+        self._stages.pop(name, None)
+        is_large = holding.nbytes > COLLECTED_BYTES
+        del holding
+        if is_large:  # and in cycles, as models are
             gc.collect()
 
     async def _survey(self, below: int) -> Surveyed:

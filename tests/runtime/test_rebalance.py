@@ -32,12 +32,11 @@ def random_split(rng: random.Random) -> dict[str, int]:
     return {"prompt_stages": rng.randint(1, 4), "token_stages": rng.randint(1, 4)}
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_twenty_changes_in_a_row_under_load(model: Path, right: list[Outcome], seed: int) -> None:
     async def work(engine: Engine) -> list[Outcome]:
         rng = random.Random(seed)
-        task = asyncio.create_task(crowd(engine, range(30), spread_s=15.0))
+        task = asyncio.create_task(crowd(engine, range(60), spread_s=15.0))
         for _ in range(20):
             split = random_split(rng)
             await engine.rebalance(**split)
@@ -47,7 +46,7 @@ def test_twenty_changes_in_a_row_under_load(model: Path, right: list[Outcome], s
             await asyncio.sleep(rng.random() * 0.5)
         return await task
 
-    assert virtual(model, work, seed=seed, prompt_stages=1, token_stages=2) == right[:30]
+    assert virtual(model, work, seed=seed, prompt_stages=1, token_stages=2) == right
 
 
 @pytest.mark.parametrize(
