@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
 
 from dvrt.buffers import Region
-from dvrt.transport.second_hand import SecondHand
 from dvrt.transport.vector import Vector
 
 JOIN_BELOW_BYTES = 4 << 10
@@ -19,10 +17,8 @@ JOIN_BELOW_BYTES = 4 << 10
 MIN_ROWS = 16
 MAX_ROW_BYTES = 64 << 10
 """So many regions, and no larger ones, are asked whether they lie in equal distances."""
-SHARED_BYTES = 2 << 20
-"""A copy of so much is worth waking a second thread for."""
-RELEASED_BYTES = 64 << 10
-"""A copy of so much lets other threads run meanwhile."""
+RELEASED_BYTES = 1 << 20
+"""A copy of so much lets other threads run meanwhile; for smaller ones that costs too much."""
 
 
 def views_of(regions: Iterable[Region]) -> list[memoryview]:
@@ -51,19 +47,13 @@ class Pieces:
             return min(self.nbytes, at_most)
         return at_most // self._rows.shape[1] * self._rows.shape[1] or at_most
 
-    def copy_to(self, target: memoryview, second: SecondHand | None = None) -> None:
-        """The next piece fills ``target``; of much, a ``second`` hand copies half."""
-        if second is None or not second.is_of_use or target.nbytes < SHARED_BYTES:
-            self._copier(target.nbytes)(target)
-            return
-        half = self.size(target.nbytes // 2)
-        mine, others = self._copier(half), self._copier(target.nbytes - half)
-        second.share(partial(mine, target[:half]), partial(others, target[half:]))
-
-    def _copier(self, nbytes: int) -> Callable[[memoryview], None]:
-        """What fills a target with the next piece, which counts as copied."""
-        rows = self._take(nbytes)
-        return partial(gather, self._cut(nbytes)) if rows is None else partial(_copy_rows, rows)
+    def copy_to(self, target: memoryview) -> None:
+        """The next piece fills ``target``."""
+        rows = self._take(target.nbytes)
+        if rows is None:
+            gather(self._cut(target.nbytes), target)
+        else:
+            np.copyto(np.frombuffer(target, np.uint8).reshape(rows.shape), rows)
 
     def copy_from(self, source: memoryview) -> None:
         """``source`` fills the next piece."""
@@ -139,10 +129,6 @@ def _copy(source: memoryview, target: memoryview) -> None:
         target[:] = source
     else:
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
-
-
-def _copy_rows(rows: np.ndarray, target: memoryview) -> None:
-    np.copyto(np.frombuffer(target, np.uint8).reshape(rows.shape), rows)
 
 
 class Parts(Sequence[memoryview]):

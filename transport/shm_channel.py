@@ -20,7 +20,6 @@ from dvrt.transport.bell import Bell
 from dvrt.transport.framing import pack_head
 from dvrt.transport.packing import Parts, Pieces
 from dvrt.transport.releases import Releases
-from dvrt.transport.second_hand import SecondHand
 from dvrt.transport.socket_channel import SocketChannel
 from dvrt.transport.vector import Vector
 
@@ -40,7 +39,6 @@ class ShmChannel(SocketChannel):
         self._arena, self._peer_arena, self._bell = arena, peer_arena, bell
         self._piece_bytes = min(PIECE_BYTES, arena.capacity // 2)
         self._releases = Releases()
-        self._second_hand = SecondHand()
         self._is_unmapped = False
 
     def _is_inline(self, sizes: Sequence[int]) -> bool:
@@ -59,7 +57,7 @@ class ShmChannel(SocketChannel):
             await self._send_pieces(head, sources, until)
             return
         offset = await self._allocate(total, until)
-        sources.copy_to(self._arena.bytes[offset : offset + total], self._second_hand)
+        sources.copy_to(self._arena.bytes[offset : offset + total])
         await self._write_all((head + _PIECE.pack(offset, total),), until)
 
     async def _send_pieces(self, head: bytes, sources: Pieces, until: float | None) -> None:
@@ -69,7 +67,7 @@ class ShmChannel(SocketChannel):
             size = sources.size(self._piece_bytes)
             if not is_whole:
                 offset = await self._allocate(size, until)
-            sources.copy_to(self._arena.bytes[offset : offset + size], self._second_hand)
+            sources.copy_to(self._arena.bytes[offset : offset + size])
             self._is_mid_message = True
             await self._write_all((head + _PIECE.pack(offset, size),), until)
             head = b""
@@ -146,7 +144,6 @@ class ShmChannel(SocketChannel):
 
     def _drop(self) -> None:
         super()._drop()
-        self._second_hand.close()
         self._is_unmapped = True
         self._bell.close()
         self._arena.close()

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from dvrt.buffers import Region
-from dvrt.transport import packing
 from dvrt.transport.packing import MIN_ROWS, Parts, Pieces
-from dvrt.transport.second_hand import SecondHand
 
 
 def rows_of(array: np.ndarray, size: int, step: int, count: int) -> list[Region]:
@@ -48,24 +46,6 @@ def test_regions_are_copied_piece_by_piece(size, gap, count, how, data):
     assert bytes(target) == wanted
     if how != "read-only":
         check_return(regions, sizes, wanted[::-1], data)
-
-
-@pytest.mark.parametrize(("size", "gap", "count"), [(16, 0, 99), (16, 16, 99), (900, 100, 7)])
-def test_a_second_hand_copies_the_same(monkeypatch, size, gap, count):
-    monkeypatch.setattr(packing, "SHARED_BYTES", 1)
-    memory = np.random.default_rng(0).integers(0, 256, (size + gap) * count, np.uint8)
-    regions = rows_of(memory, size, size + gap, count)
-    wanted = b"".join(bytes(region.view()) for region in regions)
-    second = SecondHand()
-    second.is_of_use = True
-    for piece in (1, 33, 5 * size + 1, len(wanted)):
-        pieces, target, at = Pieces(regions, [size] * count), bytearray(len(wanted)), 0
-        while pieces.nbytes:
-            n = pieces.size(piece)
-            pieces.copy_to(memoryview(target)[at : at + n], second)
-            at += n
-        assert bytes(target) == wanted
-    second.close()
 
 
 def check_return(regions, sizes, content: bytes, data) -> None:
