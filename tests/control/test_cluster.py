@@ -118,6 +118,7 @@ def test_losses_while_rebalancing_change_no_token(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_many_losses_and_changes() -> None:
     for seed in range(1000, 4000):
         for losses, rebalances in ((0.02, 0), (0.05, 0), (0.0, 4), (0.02, 3)):
