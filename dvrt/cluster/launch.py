@@ -22,9 +22,9 @@ from dvrt.actors.node import Node
 from dvrt.cluster.controller import Controller, Progress
 from dvrt.cluster.engine import Engine
 from dvrt.cluster.journal import Journal
-from dvrt.cluster.keepsake import kept_directory, remove_others
 from dvrt.cluster.orphans import Claimant, Orphan, recall_crew
 from dvrt.cluster.outlook import Watchfulness
+from dvrt.cluster.persistence import kept_directory, remove_others
 from dvrt.cluster.plan import ClusterPlan, plan_cluster
 from dvrt.config import LaunchOptions
 from dvrt.errors import ConfigError, ModelError, StageFailed, TransportError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dvrt.cluster.engine import Engine
-from dvrt.cluster.keepsake import kept_directory, remove_others
+from dvrt.cluster.persistence import kept_directory, remove_others
 from dvrt.cluster.plan import plan_cluster
 from dvrt.config import LaunchOptions
 from dvrt.models.tiny import write_tiny
