@@ -19,7 +19,7 @@ from dvrt.errors import ChannelClosed, Corrupted, PeerLost, ProtocolError
 from dvrt.kv.digest import Sum, Tally, digest_of
 from dvrt.streaming.cache import Cache
 from dvrt.streaming.contiguous import finish, to_its_end
-from dvrt.streaming.messages import MAX_REASON, Commit, Offer, Over, Parcel, Stored
+from dvrt.streaming.messages import Commit, Offer, Over, Parcel, Stored, over
 from dvrt.streaming.parcels import Item, Packing, is_direct, pieces
 
 if TYPE_CHECKING:
@@ -319,13 +319,11 @@ class InStream:
         return Stored(stream=name, epoch=epoch, generation=self.generation, step=step)
 
     def _over_message(self, reason: str, *, is_corrupted: bool = False) -> Over:
-        name, epoch = self.key
-        return Over(
-            stream=name,
-            epoch=epoch,
-            generation=self.generation,
+        return over(
+            self.key,
+            self.generation,
             is_from_sender=False,
-            reason=reason[:MAX_REASON],
+            reason=reason,
             is_corrupted=is_corrupted,
         )
 

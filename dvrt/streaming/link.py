@@ -27,6 +27,7 @@ from dvrt.streaming.messages import (
     Stored,
     Together,
     joined,
+    over,
 )
 from dvrt.streaming.outbox import Outbox
 from dvrt.streaming.outgoing import Outgoing, OutStream
@@ -297,27 +298,12 @@ class Link:
             self._offered_more.set()
         else:
             reason = f"{MAX_OFFERS} streams are offered that nobody expects"
-            self.say(
-                Over(
-                    stream=offer.stream,
-                    epoch=offer.epoch,
-                    generation=0,
-                    is_from_sender=False,
-                    reason=reason,
-                )
-            )
+            self.say(over(key, 0, is_from_sender=False, reason=reason))
 
     def _withdraw(self, grant: Grant) -> None:
         """An offer that was given up before it was granted: nobody will send what is expected."""
-        self.say(
-            Over(
-                stream=grant.stream,
-                epoch=grant.epoch,
-                generation=grant.generation,
-                is_from_sender=True,
-                reason="the offer was withdrawn",
-            )
-        )
+        key, reason = (grant.stream, grant.epoch), "the offer was withdrawn"
+        self.say(over(key, grant.generation, is_from_sender=True, reason=reason))
 
     def _ended(self, message: Over) -> None:
         key = (message.stream, message.epoch)

@@ -137,6 +137,26 @@ class Over:
             raise ConfigError(f"a reason of {len(self.reason)} characters; limit {MAX_REASON}")
 
 
+def over(
+    key: tuple[str, int],
+    generation: int,
+    *,
+    is_from_sender: bool,
+    reason: str,
+    is_corrupted: bool = False,
+) -> Over:
+    """The end of a stream, by its name and epoch; a long reason is cut."""
+    name, epoch = key
+    return Over(
+        stream=name,
+        epoch=epoch,
+        generation=generation,
+        is_from_sender=is_from_sender,
+        reason=reason[:MAX_REASON],
+        is_corrupted=is_corrupted,
+    )
+
+
 Said = Offer | Grant | Parcel | Credit | Commit | Stored | Over
 """What ends of a link say once they have greeted each other."""
 

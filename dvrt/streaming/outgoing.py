@@ -12,7 +12,6 @@ from dvrt.errors import Corrupted, DvrtError, PeerLost
 from dvrt.kv.digest import Tally, digest_of
 from dvrt.streaming.contiguous import deadline, to_its_end
 from dvrt.streaming.messages import (
-    MAX_REASON,
     Commit,
     Grant,
     Grouping,
@@ -20,6 +19,7 @@ from dvrt.streaming.messages import (
     Over,
     Parcel,
     Stored,
+    over,
 )
 
 if TYPE_CHECKING:
@@ -238,16 +238,7 @@ class OutStream:
         self._say_over("")
 
     def _say_over(self, reason: str) -> None:
-        name, epoch = self.key
-        self._link.say(
-            Over(
-                stream=name,
-                epoch=epoch,
-                generation=self.generation,
-                is_from_sender=True,
-                reason=reason[:MAX_REASON],
-            )
-        )
+        self._link.say(over(self.key, self.generation, is_from_sender=True, reason=reason))
 
 
 async def open_out(
