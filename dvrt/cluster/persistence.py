@@ -22,7 +22,7 @@ def kept_directory(options: LaunchOptions, plan: ClusterPlan, secret: bytes) -> 
     are, and the arithmetic of the launch; None without ``persist``."""
     if not options.persist_directory:
         return None
-    spec = plan.layouts[0].loads[0].spec
+    spec = plan.layouts[-1].loads[0].spec  # of tokens: logs of prompts alone are not kept
     digest = hashlib.blake2b(secret, digest_size=8)
     for part in (spec.dtype, spec.device, spec.exact, spec.batch_size, spec.chunk_tokens):
         digest.update(f"{part}\n".encode())
