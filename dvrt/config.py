@@ -160,7 +160,7 @@ class LaunchOptions:
     )
     step_limit_s: float = option(
         300.0,
-        help="a worker whose stage computes one step for longer is stuck, and replaced; 0: never",
+        help="a worker whose stage computes one thing for longer is stuck, and replaced; 0: never",
         unit="seconds",
         low=0.0,
     )

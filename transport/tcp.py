@@ -23,6 +23,11 @@ _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """What it means to listen at an address that other machines have, or none."""
 
 
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds and tries after which the kernel gives up a peer whose host has vanished, though nobody
+sends: a channel that only waits would wait for ever."""
+
+
 def split_host_port(address: str) -> tuple[str, int]:
     """Host and port of ``scheme://host:port`` (IPv6 in brackets). Raises ConfigError."""
     scheme, rest = split_address(address)
@@ -98,11 +103,20 @@ async def _dial_one(address: str, where: Resolved) -> socket.socket:
         if sock.getsockname() == sock.getpeername():
             # Linux lets a socket connect to its own ephemeral port when nobody listens there.
             raise ConnectFailed(f"{address}: nobody listens there")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)
         return sock
     except BaseException:
         sock.close()
         raise
+
+
+def tune(sock: socket.socket) -> None:
+    """Small messages leave at once, and a host that has vanished is noticed."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not every system has them all
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def bind(address: str) -> socket.socket:
@@ -138,7 +152,6 @@ def _bind_one(where: Resolved) -> socket.socket:
 
 
 def _open_channel(sock: socket.socket) -> SocketChannel:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return SocketChannel(sock, join_host_port(sock.getpeername()))
 
 
@@ -157,4 +170,9 @@ class TcpTransport(Transport):
         sock = await bind(address)
         handlers = Handlers(handler)
         name = join_host_port(sock.getsockname())
-        return SocketListener(sock, name, lambda it: handlers.start(_open_channel(it)))
+
+        def accept(sock: socket.socket) -> None:
+            tune(sock)
+            handlers.start(_open_channel(sock))
+
+        return SocketListener(sock, name, accept)

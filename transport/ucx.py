@@ -17,7 +17,7 @@ from dvrt.transport.accepting import Handlers
 from dvrt.transport.base import Channel, ChannelHandler, Listener, Transport
 from dvrt.transport.readiness import Readiness
 from dvrt.transport.socket_listener import SocketListener
-from dvrt.transport.tcp import bind, dial, join_host_port, reason, split_host_port
+from dvrt.transport.tcp import bind, dial, join_host_port, reason, split_host_port, tune
 from dvrt.transport.ucx_channel import UcxChannel
 from dvrt.transport.ucx_link import describe
 from dvrt.transport.ucx_setup import FIXED_BYTES, Announced, SetUp
@@ -96,7 +96,7 @@ class UcxTransport(Transport):
         handlers = Handlers(handler)
 
         def accept(sock: socket.socket) -> None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tune(sock)
             peer = join_host_port(sock.getpeername(), self.scheme)
             handlers.start_opening(partial(_set_up, sock, peer, SET_UP_S), peer, sock.close)
 

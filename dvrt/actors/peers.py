@@ -1,12 +1,14 @@
 """A node's links to its peers: accepted and opened, proved, ended together.
 
 One link per peer carries everything that this side sends there; when both sides connect at once
-there are two, each used in one direction. They live and die together.
+there are two, each used in one direction. They live and die together, but for one that a peer opens
+when it has given up those before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +56,7 @@ class Peers:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._fenced: dict[str, None] = {}
         self._listener: Listener | None = None
+        self._numbers = itertools.count(1)
         self._is_closing = False
 
     @property
@@ -78,7 +81,7 @@ class Peers:
         links = self._links.get(address)
         if links:
             return links[0]
-        link = Link(address, self._limits, self._counters)
+        link = Link(address, self._limits, self._counters, number=next(self._numbers))
         self._links[address] = [link]
         if self._is_closing:
             link.end("this node is closing")
@@ -171,11 +174,15 @@ class Peers:
         assert task is not None
         self._tasks[task] = None
         try:
+            number = next(self._numbers)
             hello = await self._welcome(channel)
             if hello is None:
                 return
-            link = Link(hello.description[_ADDRESS], self._limits, self._counters)
-            self._links.setdefault(link.address, []).append(link)
+            address = hello.description[_ADDRESS]
+            link = Link(address, self._limits, self._counters, number=number, is_dialled=False)
+            links = self._links.setdefault(address, [])
+            older = [i for i, each in enumerate(links) if 0 < each.accepted < number]
+            links.insert(older[0] if older else len(links), link)
             await self._serve(link, channel, hello)
         finally:
             del self._tasks[task]
@@ -239,8 +246,16 @@ class Peers:
         self._lost(link.address, "it was started again")
 
     def _ended(self, link: Link, reason: str) -> None:
+        """A peer opens a link when it has none, so what ends is over by itself if it is older than
+        such a link; else all end."""
         link.end(reason)
-        if link in self._links.get(link.address, []):
+        links = self._links.get(link.address, [])
+        if link not in links:
+            return
+        if any(each.accepted > link.number for each in links):
+            links.remove(link)
+            self._lost(link.address, link.end_reason or reason)
+        else:
             self.cut(link.address, link.end_reason or reason)
 
 

@@ -2,7 +2,7 @@
 
 Real processes serve a trace, with null devices that take their time and with a model on the CPU
 that was profiled before; the simulator plays the same deployment over the same trace. Both count
-alike. Every ratio is what was simulated over what was measured.
+alike. Every ratio is what was simulated over what was measured, the median of the rounds.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import asyncio
 import json
 import os
 import random
+import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dvrt
 from dvrt.bench.common import Measured
 from dvrt.bench.fidelity_sides import Case, Side, null_side, real_side
+from dvrt.bench.profile_runtime import RuntimeSamples
 from dvrt.bench.replay import replay
+from dvrt.planner.parts import RuntimeFigures
 from dvrt.simulator.arrivals import Arrival, Load, arrivals
 from dvrt.simulator.deployment import Failure
 from dvrt.simulator.fleet import simulate
@@ -40,15 +44,21 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One deployment over one trace, as it was measured and as it was simulated.
+    """One deployment over one trace, as it was measured in each round and as it was simulated.
 
-    ``load`` is the machine's load average behind it, which says how quiet it was.
+    ``load`` is the machine's load average behind the last round, which says how quiet it was.
     """
 
-    measured: dict[str, float]
+    rounds: list[dict[str, float]]
     simulated: dict[str, float]
     requests: int
     load: float
+
+    @property
+    def measured(self) -> dict[str, float]:
+        return {
+            name: statistics.median(each[name] for each in self.rounds) for name in self.rounds[0]
+        }
 
     def ratios(self) -> dict[str, float]:
         return {name: self.simulated[name] / value for name, value in self.measured.items()}
@@ -57,53 +67,71 @@ class Compared:
 def measure(*, quick: bool) -> Measured:
     """Profile, serve and simulate.
 
-    ``quick`` has shorter traces, a coarser profile, and of each side the first case only.
+    ``quick`` has shorter traces, a coarser profile, one round, and each side's first case only.
     """
     seconds = 2.0 if quick else 25.0
-    found: dict[str, dict[str, Compared]] = {}
+    results: dict[str, Any] = {}
+    ratios: dict[str, float] = {}
+    notes = ["ratios: simulated over measured; worst_error is the largest distance from 1"]
     with tempfile.TemporaryDirectory() as scratch:
         sides = [make(Path(scratch), quick=quick) for make in (null_side, real_side)]
-        if quick:
-            sides = [replace(side, cases=side.cases[:1]) for side in sides]
         for side in sides:
-            found[side.name] = compare(side, Path(scratch), seconds)
-    ratios = {
-        f"{side}_{case}_{name}": ratio
-        for side, cases in found.items()
-        for case, compared in cases.items()
-        for name, ratio in compared.ratios().items()
-    }
+            runtime, found = compare(side, Path(scratch), seconds, n_cases=1 if quick else None)
+            results[side.name] = {"runtime": asdict(runtime), **_described(found)}
+            notes.append(f"{side.name}: {side.about}")
+            for case, compared in found.items():
+                for name, ratio in compared.ratios().items():
+                    ratios[f"{side.name}_{case}_{name}"] = ratio
     worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
     return Measured(
-        results={
-            **{side.name: _described(side, found[side.name]) for side in sides},
-            "worst": worst,
-        },
+        results={**results, "worst": worst},
         ratios={**ratios, "worst_error": abs(ratios[worst] - 1)},
-        notes=[
-            "ratios: simulated over measured; worst_error is the largest distance from 1",
-            *(f"{side.name}: {side.about}" for side in sides),
-        ],
+        notes=notes,
     )
 
 
-def compare(side: Side, folder: Path, seconds: float) -> dict[str, Compared]:
-    """Every case of a side; the one with a failure is served by the first one's cluster."""
-    found: dict[str, Compared] = {}
-    for case in side.cases:
-        trace = write_trace(folder / f"{side.name}-{case.name}.json", case.rate_per_s, seconds)
-        fails = Failure(at_s=seconds / 2, machine=FAILED_MACHINE) if case.fails else None
-        names = (case.name, "failure") if fails else (case.name,)
-        given = [(), (fails,)] if fails else [()]
-        served = asyncio.run(serve(case, trace, given))
-        for name, failures, tally in zip(names, given, served, strict=True):
-            found[name] = Compared(
-                measured=figures(tally),
-                simulated=figures(play(case, trace, failures)),
-                requests=int(tally.counts["requests"]),
-                load=os.getloadavg()[0],
-            )
-    return found
+def compare(
+    side: Side, folder: Path, seconds: float, *, n_cases: int | None = None
+) -> tuple[RuntimeFigures, dict[str, Compared]]:
+    """What the runtime costs on this side, and every case, or the first so many; the one with a
+    failure is served by the first one's cluster."""
+    samples: list[RuntimeSamples] = []
+    served: dict[str, list[Tally]] = defaultdict(list)
+    loads: dict[str, float] = {}
+    for _ in range(side.rounds):
+        samples.append(side.probe())
+        for case in side.cases(side.figure(samples[-1]))[:n_cases]:
+            trace = write_trace(_trace_of(folder, side, case), case.rate_per_s, seconds)
+            plans = _plans(case, seconds)
+            for name, tally in zip(
+                plans, asyncio.run(serve(case, trace, list(plans.values()))), strict=True
+            ):
+                served[name].append(tally)
+                loads[name] = os.getloadavg()[0]
+    runtime = side.figure(RuntimeSamples.together(samples))
+    found = {
+        name: Compared(
+            rounds=[figures(tally) for tally in served[name]],
+            simulated=figures(play(case, _trace_of(folder, side, case), failures)),
+            requests=int(served[name][0].counts["requests"]),
+            load=loads[name],
+        )
+        for case in side.cases(runtime)[:n_cases]
+        for name, failures in _plans(case, seconds).items()
+    }
+    return runtime, found
+
+
+def _trace_of(folder: Path, side: Side, case: Case) -> Path:
+    return folder / f"{side.name}-{case.name}.json"
+
+
+def _plans(case: Case, seconds: float) -> dict[str, tuple[Failure, ...]]:
+    """The failures of each time that the trace is served, by a name for it."""
+    plans: dict[str, tuple[Failure, ...]] = {case.name: ()}
+    if case.fails:
+        plans["failure"] = (Failure(at_s=seconds / 2, machine=FAILED_MACHINE),)
+    return plans
 
 
 async def serve(case: Case, trace: Path, runs: Sequence[Sequence[Failure]]) -> list[Tally]:
@@ -142,16 +170,14 @@ def write_trace(path: Path, rate_per_s: float, seconds: float) -> Path:
     return path
 
 
-def _described(side: Side, found: dict[str, Compared]) -> dict[str, Any]:
+def _described(found: dict[str, Compared]) -> dict[str, Any]:
     return {
-        "runtime": side.runtime,
-        **{
-            case: {
-                "requests": compared.requests,
-                "load": compared.load,
-                "measured": compared.measured,
-                "simulated": compared.simulated,
-            }
-            for case, compared in found.items()
-        },
+        case: {
+            "requests": compared.requests,
+            "load": compared.load,
+            "measured": compared.measured,
+            "rounds": compared.rounds,
+            "simulated": compared.simulated,
+        }
+        for case, compared in found.items()
     }

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dvrt.bench.null_times import write_timing
-from dvrt.bench.profile_runtime import RuntimeProbe, measure_runtime, runtime_figures
+from dvrt.bench.profile_runtime import (
+    RuntimeProbe,
+    RuntimeSamples,
+    measure_runtime,
+    probe_runtime,
+    runtime_figures,
+    with_runtime,
+)
 from dvrt.bench.profiler import look_at, make_grid, measure_profile
+from dvrt.cluster.plan import Blueprint
 from dvrt.config import LaunchOptions
 from dvrt.models.null_timing import NullTiming
 from dvrt.planner.parts import RuntimeFigures
@@ -34,6 +42,7 @@ TIMING = NullTiming(
 SWAP_BANDWIDTH = 8_000_000_000
 NULL_RATES = {"colocated": 5.0, "disaggregated": 4.0, "swapping": 4.0}
 REAL_RATES = {"colocated": 1.5, "disaggregated": 1.5, "swapping": 1.5}
+REAL_ROUNDS = 3
 REAL_MODEL: Mapping[str, Any] = {
     "n_layers": 8,
     "hidden_size": 512,
@@ -69,12 +78,18 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """A device, its deployments, and what the runtime costs there."""
+    """A device and its deployments, which are served ``rounds`` times.
+
+    ``probe`` measures what the runtime costs there, ``figure`` makes figures of such samples, and
+    ``cases`` deployments that are simulated with these.
+    """
 
     name: str
     about: str
-    runtime: dict[str, Any]
-    cases: tuple[Case, ...]
+    rounds: int
+    probe: Callable[[], RuntimeSamples]
+    figure: Callable[[RuntimeSamples], RuntimeFigures]
+    cases: Callable[[RuntimeFigures], tuple[Case, ...]]
 
 
 def setups(stages: int) -> dict[str, Setup]:
@@ -115,30 +130,36 @@ def null_side(folder: Path, *, quick: bool) -> Side:
         folder / "null", "gpt2", n_layers=6, hidden_size=16, max_positions=2 * CONTEXT
     )
     device = {"device": "null", "null_timing": str(write_timing(folder / "times.toml", TIMING))}
-    probe = _probe(stages, quick=quick)
-    runtime = runtime_figures(
-        measure_runtime(str(model), probe, **device),
-        [TIMING] * stages,
-        load_s=TIMING.start_s + TIMING.load_s,
-        is_exact=False,
-    )
-    cases = []
-    for name, setup in setups(stages).items():
+
+    def case(name: str, setup: Setup, runtime: RuntimeFigures) -> Case:
         options = launch_options(setup) | device
         if setup.device_slots is not None:
             options["swap_bandwidth"] = SWAP_BANDWIDTH
-        cases.append(
-            Case(
-                name=name,
-                model=str(model),
-                options=options,
-                deployment=_null_deployment(setup, runtime),
-                rate_per_s=NULL_RATES[name],
-                fails=name == "colocated",
-            )
+        return Case(
+            name=name,
+            model=str(model),
+            options=options,
+            deployment=_null_deployment(setup, runtime),
+            rate_per_s=NULL_RATES[name],
+            fails=name == "colocated",
         )
-    about = f"{stages} stages of null devices, steps of {1000 * TIMING.decode_s:g} ms and more"
-    return Side(name="null", about=about, runtime=asdict(runtime), cases=tuple(cases))
+
+    return Side(
+        name="null",
+        about=f"{stages} stages of null devices, steps of {1000 * TIMING.decode_s:g} ms and more",
+        rounds=1,
+        probe=lambda: measure_runtime(str(model), _probe(stages, quick=quick), **device),
+        figure=lambda samples: runtime_figures(
+            samples,
+            [TIMING] * stages,
+            whole=TIMING,
+            load_s=TIMING.start_s + TIMING.load_s,
+            is_exact=False,
+        ),
+        cases=lambda runtime: tuple(
+            case(name, setup, runtime) for name, setup in setups(stages).items()
+        ),
+    )
 
 
 def _null_deployment(setup: Setup, runtime: RuntimeFigures) -> Deployment:
@@ -158,44 +179,54 @@ def _null_deployment(setup: Setup, runtime: RuntimeFigures) -> Deployment:
 
 
 def real_side(folder: Path, *, quick: bool) -> Side:
-    """A model on the CPU, on two stages of one thread, by the profile that ``profile`` makes."""
+    """A model on the CPU, on two stages of one thread, by the profile that ``profile`` makes.
+
+    A shared machine may be faster while it is profiled than while it serves, or slower: the
+    runtime is probed before every round, and its figures are those of all of them.
+    """
     from dvrt.models.tiny import write_tiny
 
     stages = 2
     model = write_tiny(folder / "real", "gpt2", **REAL_MODEL)
-    profile = _profile(model, stages, quick=quick)
-    assert profile.runtime is not None
-    cases = [
-        Case(
+    options = LaunchOptions.make(model=str(model), device="cpu", chunk_tokens=CHUNK)
+    blueprint = look_at(options)
+    profile = _profile(blueprint, quick=quick)
+
+    def case(name: str, setup: Setup, runtime: RuntimeFigures) -> Case:
+        return Case(
             name=name,
             model=str(model),
             options=launch_options(setup) | {"device": "cpu"},
             deployment=deploy_profile(
                 setup,
-                profile,
-                failures=FailureFigures(
-                    detect_s=profile.runtime.detect_s, restart_s=profile.runtime.restart_s
-                ),
+                replace(profile, runtime=runtime),
+                failures=FailureFigures(detect_s=runtime.detect_s, restart_s=runtime.restart_s),
             ),
             rate_per_s=REAL_RATES[name],
             fails=name == "colocated",
         )
-        for name, setup in setups(stages).items()
-    ]
+
+    def figure(samples: RuntimeSamples) -> RuntimeFigures:
+        runtime = with_runtime(profile, samples, options).runtime
+        assert runtime is not None
+        return runtime
+
     return Side(
         name="real",
         about=f"{stages} stages, {profile.note}",
-        runtime=asdict(profile.runtime),
-        cases=tuple(cases),
+        rounds=1 if quick else REAL_ROUNDS,
+        probe=lambda: probe_runtime(blueprint, _probe(stages, quick=quick)),
+        figure=figure,
+        cases=lambda runtime: tuple(
+            case(name, setup, runtime) for name, setup in setups(stages).items()
+        ),
     )
 
 
-def _profile(model: Path, stages: int, *, quick: bool) -> Profile:
-    options = LaunchOptions.make(model=str(model), device="cpu", chunk_tokens=CHUNK)
-    blueprint = look_at(options)
+def _profile(blueprint: Blueprint, *, quick: bool) -> Profile:
     batches = (1, BATCH) if quick else (1, 2, BATCH)
     grid = make_grid(blueprint, batches, (64, 128, CONTEXT), 3 if quick else 9)
-    return measure_profile(blueprint, grid, probe=_probe(stages, quick=quick)).profile
+    return measure_profile(blueprint, grid, is_served=False).profile
 
 
 def _probe(stages: int, *, quick: bool) -> RuntimeProbe:

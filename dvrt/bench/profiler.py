@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 import dvrt
 from dvrt.bench.common import machine
 from dvrt.bench.profile_links import LinkFigures, measure_links
-from dvrt.bench.profile_runtime import RuntimeProbe, probe_runtime, with_runtime
+from dvrt.bench.profile_runtime import (
+    SHIPPED_TOKENS,
+    RuntimeProbe,
+    probe_runtime,
+    with_runtime,
+)
 from dvrt.bench.profile_steps import (
     StepGrid,
     StepSamples,
@@ -96,14 +101,14 @@ def measure_profile(
     *,
     layers: int | None = None,
     on_progress: OnProgress = lambda what: None,
-    probe: RuntimeProbe | None = None,
+    is_served: bool = True,
     measure_launch: MeasureLaunch | None = None,
 ) -> MeasuredProfile:
     """Measure with the device, dtype, threads, exactness and chunks of the blueprint's options.
 
-    ``probe`` says how the runtime's own costs are measured. ``layers`` takes the last so many only,
-    for a model that does not fit; its layers count as all alike, and the runtime's costs are left
-    out. Raises ConfigError for what does not fit, ModelError for the checkpoint.
+    ``layers`` takes the last so many only, for a model that does not fit; its layers count as all
+    alike. Then, or unless it ``is_served``, what the runtime costs is left out. Raises ConfigError
+    for what does not fit, ModelError for the checkpoint.
     """
     model = blueprint.model
     taken = model.n_layers if layers is None else layers
@@ -129,10 +134,13 @@ def measure_profile(
         restore=links.restore,
     )
     measured = _put_together(blueprint, steps, links, recovery, taken)
-    if taken < model.n_layers:
+    if taken < model.n_layers or not is_served:
         return measured
     on_progress("the runtime")
-    samples = probe_runtime(blueprint, probe or RuntimeProbe(stages=min(2, model.n_layers)))
+    fits_twice = 2 * _stage_bytes(blueprint, 0, grid) < _room(blueprint)
+    ships = min(SHIPPED_TOKENS, blueprint.options.chunk_tokens) if fits_twice else 0
+    probe = RuntimeProbe(stages=min(2, model.n_layers), ships=ships)
+    samples = probe_runtime(blueprint, probe)
     return replace(measured, profile=with_runtime(measured.profile, samples, blueprint.options))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -51,6 +52,20 @@ class Inside:
                 return True
         return False
 
+    def hang(self, name: str) -> bool:
+        """What its stages are to compute from now on is never done; False if it has none."""
+        hangs = False
+        for stage in self.actors(name, StageActor):
+            if stage._executor is not None:
+                compute: Any = stage._compute
+                compute.submit = _never_done
+                hangs = True
+        return hangs
+
+    def address(self, name: str) -> str:
+        """Of the worker's node; empty while it has none."""
+        return next((node.address for node in self._nodes(name)), "")
+
     def rot(self, name: str, pick: int) -> bool:
         """One byte of a copy that the worker keeps changes; False if it keeps none."""
         copies = [
@@ -95,6 +110,10 @@ def _append_half(channel: Any, header: bytes, views: list[memoryview]) -> NoRetu
     record = pack_record(header, views)
     os.pwrite(channel._fd, record[: len(record) // 2], channel._end)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _never_done(*_: object, **__: object) -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
 
 
 def _starved(*_: object) -> NoReturn:

@@ -13,10 +13,13 @@ from typing import Any, Self
 
 from dvrt.errors import ConfigError
 
-KINDS = ("kill", "stop", "zombie", "half", "cut", "slow", "oom", "corrupt", "disk", "rebalance")
-"""What can happen: kill; silence for good, for a while, or in one direction; links that break;
-messages that come late; no memory for a step; a copy whose bytes change; a disk that is full, where
-logs are persisted; another split."""
+KINDS = (
+    *("kill", "stop", "zombie", "half", "apart", "cut", "slow"),
+    *("hang", "oom", "corrupt", "disk", "rebalance"),
+)
+"""What can happen: kill; silence for good, for a while, in one direction, or between two workers;
+links that break; messages that come late; a step that never ends; no memory for one; a copy whose
+bytes change; a disk that is full, where logs are persisted; another split."""
 N_NUMBERS = 120
 """Requests are drawn from so many, so that the right answers of all can be known beforehand."""
 SPAN_S = 2.5
@@ -170,7 +173,7 @@ def _draw_actions(rng: random.Random, kinds: Sequence[str]) -> list[Action]:
 
 def _draw_action(rng: random.Random, kinds: Sequence[str], at_s: float) -> Action:
     kind = rng.choice(kinds)
-    longest = {"stop": 30.0, "slow": 1.0}.get(kind, 1.5)
+    longest = {"stop": 30.0, "slow": 1.0, "apart": 8.0}.get(kind, 1.5)
     return Action(
         at_s=at_s,
         kind=kind,

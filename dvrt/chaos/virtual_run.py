@@ -30,6 +30,7 @@ ALWAYS: Mapping[str, Any] = {
     "null_step_ms": 20.0,
     "max_deaths": 60,
     "swap_anyway": True,
+    "step_limit_s": 5.0,
 }
 ANSWER_LIMIT_S = 120.0
 """Virtual seconds after which an answer that has not ended is lost."""
@@ -121,7 +122,7 @@ def _run(model: Path, schedule: Schedule) -> _Report:
 def _wired(weather: Weather, schedule: Schedule) -> Iterator[None]:
     """Only networks that are to be disturbed pay for it."""
     kinds = {action.kind for action in schedule.actions}
-    if not kinds & {"stop", "zombie", "half", "slow"}:
+    if not kinds & {"stop", "zombie", "half", "apart", "slow"}:
         yield
         return
     token = wiring.set(weather.network)
@@ -215,10 +216,14 @@ def _inject(inside: Inside, action: Action, weather: Weather, report: _Report) -
         case "half":
             direction = (Direction.SEND, Direction.RECEIVE)[action.pick // 7 % 2]
             weather.silence(name, action.seconds, (direction,))
+        case "apart":
+            happens = _part(inside, name, action, weather)
         case "slow":
             weather.slow(name, action.seconds, (1 + action.pick % 50) / 1000)
         case "cut":
             inside.cut(name)
+        case "hang":
+            happens = inside.hang(name)
         case "oom":
             happens = inside.starve(name)
         case "corrupt":
@@ -227,6 +232,17 @@ def _inject(inside: Inside, action: Action, weather: Weather, report: _Report) -
             happens = inside.fill_disk(name)
     if happens:
         report.injected.append(action.kind)
+
+
+def _part(inside: Inside, name: str, action: Action, weather: Weather) -> bool:
+    """The worker and another one do not hear each other for a while."""
+    others = [each for each in inside.living if each != name]
+    if not others:
+        return False
+    other = others[action.pick // 7 % len(others)]
+    addresses = (inside.address(name), inside.address(other))
+    weather.part(name, other, addresses, action.seconds)
+    return True
 
 
 async def _rebalance(engine: Engine, pick: int, report: _Report) -> None:

@@ -18,6 +18,7 @@ from dvrt.cluster.journal import Journal
 from dvrt.cluster.kept_stream import KeptStream
 from dvrt.cluster.outlook import Outlook, Watchfulness
 from dvrt.cluster.overseer import Overseer
+from dvrt.cluster.partings import Partings
 from dvrt.cluster.plan import ClusterPlan, Split
 from dvrt.cluster.rebalance import Rebalancer
 from dvrt.cluster.reports import Reports
@@ -36,7 +37,6 @@ from dvrt.observe.trace import Tracer
 from dvrt.protocol.messages import (
     ArchiveFailed,
     Arrived,
-    Connect,
     Connected,
     Copies,
     Joined,
@@ -52,8 +52,6 @@ from dvrt.wire import Message
 
 STALL_LIMIT_S = 60.0
 """A step in flight for longer than this means that the pipeline makes no progress."""
-RELINK_S = 0.05
-"""A link that breaks is made anew no sooner: a neighbour may be dead and not yet missed."""
 
 Progress = Callable[[WorkerStatus], None]
 
@@ -107,6 +105,7 @@ class Controller(Actor):
         self._overseer = Overseer(watchfulness, outlook, self._clock)
         refuses = not plan.blueprint.options.swap_anyway
         self._reports = Reports(self._overseer, self._chronicle, refuses=refuses)
+        self._partings = Partings(self._overseer, self._dispatcher)
         self._rebalancer = Rebalancer(
             plan.blueprint,
             self._overseer,
@@ -246,6 +245,7 @@ class Controller(Actor):
         if not self._is_over and message.id >= self.succession.first_number:  # else a former life's
             self._dispatcher.step_done(message)
             self._reports.take(message)
+            self._partings.landed(message.pipeline)
         return True
 
     async def receive(self, message: Message, context: Context) -> Message | None:
@@ -264,26 +264,10 @@ class Controller(Actor):
             case Connected():
                 self._overseer.connected(message)
             case LinkCut():
-                self._link_cut(message)
+                self._partings.cut(message)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
-
-    def _link_cut(self, message: LinkCut) -> None:
-        """If that neighbour has been replaced, the stage knows by now, or will in a moment."""
-        seat = self._overseer.topology.seat(message.pipeline, message.stage)
-        told = seat.told if seat is not None else None
-        if seat is not None and told is not None and told.next_actor == message.next_actor:
-            asyncio.get_running_loop().call_later(RELINK_S, self._relink, seat, told)
-
-    def _relink(self, seat: Seat, told: Connect | None) -> None:
-        """Have the stages connect again, unless this one was told of another neighbour meanwhile;
-        the steps in flight are lost."""
-        if self._is_over or seat.told is not told or not seat.is_live:
-            return
-        pipeline = seat.key[0]
-        if self._dispatcher.steps_lost(pipeline):
-            self._overseer.connect_again(pipeline)
 
     def _arrived(self, message: Arrived) -> None:
         seat = self._overseer.topology.seat(message.pipeline, message.stage)
@@ -376,6 +360,7 @@ class Controller(Actor):
         self._state, self._failure = state, error
         self._chronicle.cluster(state, str(error))
         self._rebalancer.close(error)
+        self._partings.close()
         if not self._ready.done():
             self._ready.set_exception(error)
         self._dispatcher.end(error)

@@ -21,7 +21,8 @@ class RuntimeFigures:
 
     ``token_factor`` and ``prompt_factor`` are what steps take while ``stages`` stages serve, beside
     each other and with pauses, over what they take alone and in a loop; ``alone_factor`` is that of
-    token steps with pauses and with nothing beside them. ``step_s`` is what a busy stage takes
+    token steps with pauses and with nothing beside them. Prompt steps that send what they compute
+    to other machines take ``ship_factor`` times as long. ``step_s`` is what a busy stage takes
     for a step beside its compute, ``hop_s`` a step's way from one process to the next and on to its
     compute. A killed worker is missed ``detect_s`` later, and ``restart_s`` after that another has
     joined; then it loads its weights. ``is_exact`` says that whole batches and chunks are computed,
@@ -36,6 +37,7 @@ class RuntimeFigures:
     token_factor: float = 1.0
     prompt_factor: float = 1.0
     alone_factor: float = 1.0
+    ship_factor: float = 1.0
     stages: int = 2
 
     def __post_init__(self) -> None:

@@ -79,6 +79,7 @@ def deploy_profile(
             restore=profile.restore,
             latency_s=runtime.hop_s if runtime else machine.hop_s,
         ),
+        ship_factor=runtime.ship_factor if runtime else 1.0,
         failures=failures
         or FailureFigures(detect_s=recovery.detect_s, restart_s=recovery.restart_s),
         price_per_hour=price_per_hour,
@@ -117,6 +118,7 @@ def deploy_times(
         setup,
         stages,
         links=links or LinkFigures(latency_s=runtime.hop_s if runtime else 0.0),
+        ship_factor=runtime.ship_factor if runtime else 1.0,
         failures=failures or FailureFigures(),
         price_per_hour=price_per_hour,
     )
@@ -156,15 +158,21 @@ def served(timing: NullTiming, runtime: RuntimeFigures | None, n_stages: int) ->
     measured."""
     if runtime is None:
         return timing
-    token, prompt = runtime.token_factor_of(n_stages), runtime.prompt_factor
+    token = runtime.token_factor_of(n_stages)
     return replace(
-        timing,
+        _slower_chunks(timing, runtime.prompt_factor),
         decode_s=token * timing.decode_s,
         decode_row_s=token * timing.decode_row_s,
         decode_entry_s=token * timing.decode_entry_s,
-        chunk_s=prompt * timing.chunk_s,
-        prompt_token_s=prompt * timing.prompt_token_s,
-        prompt_entry_s=prompt * timing.prompt_entry_s,
+    )
+
+
+def _slower_chunks(timing: NullTiming, factor: float) -> NullTiming:
+    return replace(
+        timing,
+        chunk_s=factor * timing.chunk_s,
+        prompt_token_s=factor * timing.prompt_token_s,
+        prompt_entry_s=factor * timing.prompt_entry_s,
     )
 
 
@@ -208,6 +216,7 @@ def _deployment(
     stages: Callable[[int, int], tuple[StageFigures, ...]],
     *,
     links: LinkFigures,
+    ship_factor: float,
     failures: FailureFigures,
     price_per_hour: float | None,
 ) -> Deployment:
@@ -215,7 +224,10 @@ def _deployment(
     if setup.prompt_stages:
         prompt_batch = setup.prompt_batch or setup.batch
         prompts = LineFigures(
-            stages=stages(setup.prompt_stages, prompt_batch),
+            stages=tuple(
+                replace(stage, timing=_slower_chunks(stage.timing, ship_factor))
+                for stage in stages(setup.prompt_stages, prompt_batch)
+            ),
             n_microbatches=setup.prompt_microbatches or setup.prompt_stages + 1,
             batch_size=prompt_batch,
             chunk_tokens=setup.chunk_tokens,

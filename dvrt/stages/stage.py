@@ -51,10 +51,12 @@ from dvrt.stages.copy_log import CopyLog
 from dvrt.stages.executor import Executed, StageExecutor
 from dvrt.stages.intake import Intake
 from dvrt.stages.pace import step_cost_s
+from dvrt.stages.reach import Reach
 from dvrt.stages.replicator import Replicator
 from dvrt.stages.shipper import Shipper
 from dvrt.stages.step_watch import StepWatch
 from dvrt.stages.swapping import Swapping
+from dvrt.stages.watched_compute import WatchedCompute
 from dvrt.wire import Message, decode
 
 MakeExecutor = Callable[[LoadStage], StageExecutor]
@@ -99,6 +101,9 @@ class StageActor(Actor):
         self._compute: Compute
         self._copies: CopyLog
         self._steps: StepWatch
+        self._duties: StepWatch
+        self._aside: WatchedCompute
+        self._reach: Reach
         self._loading: asyncio.Task[None] | None = None
         self._shipper: Shipper
         self._replicator: Replicator
@@ -109,12 +114,17 @@ class StageActor(Actor):
         self._compute = self._make_compute(f"{self._worker} {self._name}")
         self._copies = CopyLog(self._order, self._tell)
         self._steps = StepWatch(self._order.step_limit_s, self._stuck)
+        self._duties = StepWatch(self._order.step_limit_s, self._stuck)
+        self._aside = WatchedCompute(self._compute, self._duties)
+        self._reach = Reach(self.node, self._order.silence_s)
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def on_stop(self, reason: str) -> None:
         self._is_cut = True
         self._copies.close()
         self._steps.close()
+        self._duties.close()
+        self._reach.close()
         if self._loading is not None:
             self._loading.cancel()
         if self._executor is not None:
@@ -133,6 +143,8 @@ class StageActor(Actor):
             return
         self._loading.cancel()
         self._steps.close()
+        self._duties.close()
+        self._reach.close()
         self._copies.abort()
         if self._executor is not None:
             self._shipper.abort()
@@ -201,11 +213,11 @@ class StageActor(Actor):
         )
         executor.outlet = self._shipper
         self._intake = Intake(
-            order, self._compute, executor.ledger, tell=self._tell, on_failure=self.fail
+            order, self._aside, executor.ledger, tell=self._tell, on_failure=self.fail
         )
         self._replicator = Replicator(
             self.node,
-            self._compute,
+            self._aside,
             executor.ledger,
             origin=self.me.address,
             pipeline=order.pipeline,
@@ -245,6 +257,9 @@ class StageActor(Actor):
             self._next_watch = self.node.watch(self._next, lambda _, why: self._cut(why))
         self._shipper.connect(connect.targets)
         self._replicator.connect(connect.replicas)
+        ways = [] if self._is_last else [connect.next_actor]  # the lease listens to the controller
+        ways += [stage.actor for each in connect.targets for stage in each.stages]
+        self._reach.keep([*ways, *connect.replicas])
         order = self._order
         connected = Connected(worker=self._worker, pipeline=order.pipeline, stage=order.stage)
         with suppress(ActorError, TransportError):
@@ -312,7 +327,7 @@ class StageActor(Actor):
     def _stuck(self) -> None:
         self._is_stuck = True
         limit_s = self._order.step_limit_s
-        self.fail(StageFailed(self._worker, f"no step ended for {limit_s:g} s: it is stuck"))
+        self.fail(StageFailed(self._worker, f"nothing was computed for {limit_s:g} s: it is stuck"))
 
     def _send(
         self, step: Step, forward: Forward, executed: Executed, span: tuple[float, float]
@@ -353,7 +368,7 @@ class StageActor(Actor):
     async def _pack(self, cargo: Cargo) -> Any:
         """The bytes of a cargo whose turn has come; None when its log is not there any more."""
         ledger = self._loaded().ledger
-        return (await self._compute.submit(lambda: ledger.pack(cargo))).value
+        return (await self._aside.submit(lambda: ledger.pack(cargo))).value
 
 
 def _step_done(step: Step, executed: Executed, spans: tuple[tuple[float, float], ...]) -> StepDone:

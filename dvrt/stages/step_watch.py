@@ -1,4 +1,4 @@
-"""Whether a stage makes progress: a worker can be alive, beat, and compute for ever."""
+"""Whether a compute makes progress: a worker can be alive, beat, and compute for ever."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class StepWatch:
-    """Counts the steps that a stage has and has not finished, which it finishes in their order.
+    """Counts the steps, or whatever else, that are begun and not ended; they end in their order.
 
     ``on_stuck`` is called, once, when none has been finished for ``limit_s`` though there were
     some; 0 is no limit. Belongs to the running loop. A step costs no timer.

@@ -27,7 +27,10 @@ def test_a_trace_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_ratios_are_simulated_over_measured() -> None:
     compared = Compared(
-        measured={"throughput": 4.0}, simulated={"throughput": 5.0}, requests=1, load=0.0
+        rounds=[{"throughput": each} for each in (9.0, 4.0, 3.0)],
+        simulated={"throughput": 5.0},
+        requests=1,
+        load=0.0,
     )
     assert compared.ratios() == {"throughput": 1.25}
     assert beside(5.0, 4.0) == {"predicted": 5.0, "measured": 4.0, "prediction_error": 0.25}

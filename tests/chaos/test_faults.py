@@ -18,6 +18,9 @@ from dvrt.chaos.traffic import Answer, ask
 from dvrt.chaos.weather import Weather
 from dvrt.cluster.crew import Crew
 from dvrt.cluster.engine import Engine
+from dvrt.cluster.partings import MAX_CUTS, RELINK_S
+from dvrt.cluster.plan import REACH_LIMITS
+from dvrt.stages.reach import BEATS
 from dvrt.stages.replicas import ReplicaActor
 from dvrt.transport.faults import Direction
 from dvrt.virtual import run_virtual
@@ -156,6 +159,75 @@ def test_a_black_hole_that_swallows_two_workers(model: Path, right: dict[int, An
     assert sorted(seen.names) == ["worker-1", "worker-2"]
 
 
+def parted(engine: Engine, weather: Weather, one: str, other: str, seconds: float) -> None:
+    inside = Inside(engine)
+    weather.part(one, other, (inside.address(one), inside.address(other)), seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5, 4.5])
+def test_neighbours_that_do_not_reach_each_other_for_a_while_are_kept(
+    model: Path, right: dict[int, Answer], seconds: float
+) -> None:
+    async def fault(engine: Engine, weather: Weather) -> None:
+        parted(engine, weather, "worker-0", VICTIM, seconds)
+
+    assert disturbed(model, right, fault, is_lost=False).names == []
+
+
+def test_neighbours_that_never_reach_each_other_again(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    async def fault(engine: Engine, weather: Weather) -> None:
+        parted(engine, weather, "worker-0", VICTIM, 1000.0)
+
+    seen = disturbed(model, right, fault)
+    assert seen.names == [VICTIM] and "worker-0 do not reach each other" in seen.reason
+    assert seen.detected_s <= MAX_CUTS * (REACH_LIMITS * SILENCE_S * (1 + 1 / BEATS) + RELINK_S)
+
+
+@pytest.mark.parametrize("host", ["worker-0", "worker-1", "worker-2"])
+def test_a_worker_that_reaches_nobody_but_the_controller(
+    model: Path, right: dict[int, Answer], host: str
+) -> None:
+    """In both directions of the ring; whoever is replaced, in the end it is that one."""
+
+    async def fault(engine: Engine, weather: Weather) -> None:
+        inside = Inside(engine)
+        for other in inside.living:
+            if other != host:
+                parted(engine, weather, host, other, 1000.0)
+
+    assert host in disturbed(model, right, fault, spares=1).names
+
+
+def test_a_prompt_stage_that_does_not_reach_a_token_stage(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    """Prompts wait for their logs to pass, are sent again, and nobody is replaced."""
+
+    async def fault(engine: Engine, weather: Weather) -> None:
+        parted(engine, weather, "worker-0", "worker-2", 3.0)
+
+    split = {"stages": None, "prompt_stages": 1, "token_stages": 2, "replicas": 1}
+    assert disturbed(model, right, fault, is_lost=False, **split).names == []
+
+
+def test_a_holder_of_copies_out_of_reach_gets_them_later(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    """The stages go on; when a stage is lost then, its copies are there again."""
+
+    async def fault(engine: Engine, weather: Weather) -> None:
+        parted(engine, weather, "worker-0", "worker-2", 2.0)
+        await asyncio.sleep(2.5)
+        Inside(engine).kill("worker-1")  # the nearer holder of worker-0's copies
+        Inside(engine).kill("worker-0")
+
+    seen = disturbed(model, right, fault, replicas=2, null_step_ms=60.0)
+    assert sorted(seen.names) == ["worker-0", "worker-1"]
+    assert seen.restored > 100 > seen.recomputed
+
+
 def test_a_cut_link_is_known_at_once(model: Path, right: dict[int, Answer]) -> None:
     async def fault(engine: Engine, _: Weather) -> None:
         Inside(engine).cut(VICTIM)
@@ -171,6 +243,17 @@ def test_a_slow_link_kills_nobody(model: Path, right: dict[int, Answer], delay_s
         weather.slow(VICTIM, 2.0, delay_s)
 
     assert disturbed(model, right, fault, is_lost=False).names == []
+
+
+def test_a_step_that_never_ends_is_known_after_its_limit(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        assert Inside(engine).hang(VICTIM)
+
+    seen = disturbed(model, right, fault, step_limit_s=3.0)
+    assert seen.names == [VICTIM] and "it is stuck" in seen.reason
+    assert 3.0 <= seen.detected_s <= 3.1
 
 
 @pytest.mark.parametrize("worker", [0, 1, 2])
@@ -193,7 +276,7 @@ def test_a_corrupted_copy_is_refused_and_computed_again(
         for name in inside.living:
             for actor in inside.actors(name, ReplicaActor):
                 for shelf in actor._shelves.values():
-                    for copy in shelf.copies.values():
+                    for copy in filter(lambda each: each.nbytes, shelf.copies.values()):
                         copy.data[0] ^= 1
         inside.kill(VICTIM)
 
@@ -223,13 +306,13 @@ def test_what_a_full_disk_has_is_true_when_everybody_dies(
     model: Path, right: dict[int, Answer], tmp_path: Path
 ) -> None:
     async def die(engine: Engine, _: Weather) -> None:
+        await asyncio.sleep(0.3)
         inside = Inside(engine)
         for name in inside.living:
             inside.kill(name)
 
     async def fill_and_die(engine: Engine, weather: Weather) -> None:
         assert Inside(engine).fill_disk(VICTIM)
-        await asyncio.sleep(0.3)
         await die(engine, weather)
 
     sound = disturbed(model, right, die, persist=str(tmp_path / "sound"))

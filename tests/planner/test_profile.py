@@ -106,7 +106,7 @@ def test_files_from_before_a_field_was_there_are_read(document: dict[str, Any]) 
     """Whatever has a default came later than some files."""
     runtime = RuntimeFigures(step_s=1e-4, hop_s=0.0, detect_s=0.01, restart_s=0.5)
     document["runtime"] = asdict(runtime)
-    for name in ("alone_factor", "stages", "token_factor", "is_exact"):
+    for name in ("alone_factor", "ship_factor", "stages", "token_factor", "is_exact"):
         del document["runtime"][name]
     del document["model"]["positions"]
     del document["machine"]["hop_s"]

@@ -49,7 +49,7 @@ def test_a_stage_that_computes_for_ever_is_replaced(
         answers = await served(engine)
         lost = [each for each in engine.events() if (each.subject, each.state) == (name, "lost")]
         assert len(lost) == engine.status().n_lost == 1
-        assert "no step ended for 3 s" in lost[0].reason
+        assert "nothing was computed for 3 s" in lost[0].reason
         return answers
 
     monkeypatch.setattr(stage_module, "step_cost_s", hang_once)
