@@ -10,6 +10,9 @@ from dvrt.protocol.messages import Connect, LinkCut
 
 RELINK_S = 0.05
 """A link that breaks is made anew no sooner: a neighbour may be dead and not yet missed."""
+PATIENCE = 8
+"""The next time in a row it takes this many times as long: where dialling fails at once, too, a
+network gets a moment to come back."""
 MAX_CUTS = 3
 """After so many in a row one of the two is replaced."""
 
@@ -38,11 +41,15 @@ class Partings:
         if told.next_actor != message.next_actor:
             return
         other = topology.seat(message.pipeline, message.stage + 1)
-        if other is None or not other.is_live or not self._is_enough(seat.key):
-            self._alarms.set(seat, RELINK_S, self._relink, seat, told)
-            return
+        if other is not None and other.is_live and self._is_enough(seat.key):
+            self._replace(seat, other, message.reason)
+        else:
+            pause_s = RELINK_S * PATIENCE ** max(0, self._cuts.get(seat.key, 0) - 1)
+            self._alarms.set(seat, pause_s, self._relink, seat, told)
+
+    def _replace(self, seat: Seat, other: Seat, why: str) -> None:
         gone, near = (other, seat) if self._cuts[seat.key] % (2 * MAX_CUTS) else (seat, other)
-        reason = f"it and {near.owner} do not reach each other: {message.reason}"
+        reason = f"it and {near.owner} do not reach each other: {why}"
         self._overseer.lost(gone.owner, reason, 0.0)
 
     def _is_enough(self, key: tuple[int, int]) -> bool:
