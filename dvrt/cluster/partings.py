@@ -44,7 +44,8 @@ class Partings:
         if other is not None and other.is_live and self._is_enough(seat.key):
             self._replace(seat, other, message.reason)
         else:
-            pause_s = RELINK_S * PATIENCE ** max(0, self._cuts.get(seat.key, 0) - 1)
+            n_before = max(0, self._cuts.get(seat.key, 0) % MAX_CUTS - 1)
+            pause_s = RELINK_S * PATIENCE**n_before
             self._alarms.set(seat, pause_s, self._relink, seat, told)
 
     def _replace(self, seat: Seat, other: Seat, why: str) -> None:
