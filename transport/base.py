@@ -22,11 +22,17 @@ MAX_REGION_BYTES = 1 << 40
 
 
 class Limits(NamedTuple):
-    """What a receiver accepts; narrower until the peer has proved who it is."""
+    """What a receiver accepts; narrower until the peer has proved who it is.
+
+    Over a network, a channel whose peer's host acknowledges nothing of what was sent for
+    ``unacknowledged_s`` ends, also when the peer does not read for so long; 0 leaves that to the
+    system, which may wait for a quarter of an hour.
+    """
 
     max_header_bytes: int = MAX_HEADER_BYTES
     max_regions: int = MAX_REGIONS
     max_region_bytes: int = MAX_REGION_BYTES
+    unacknowledged_s: float = 0.0
 
 
 DEFAULT_LIMITS = Limits()

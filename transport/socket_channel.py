@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from dvrt.buffers import Region
 from dvrt.errors import PeerLost
+from dvrt.transport.base import DEFAULT_LIMITS, Limits
 from dvrt.transport.framing import FrameKind, pack_head
 from dvrt.transport.guarded import GuardedChannel
 from dvrt.transport.packing import views_of
@@ -41,6 +42,7 @@ class SocketChannel(GuardedChannel):
     def __init__(self, sock: socket.socket, peer: str) -> None:
         super().__init__(peer)
         self._sock = sock
+        self._limits = DEFAULT_LIMITS
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(sock.fileno(), self._on_ready)
         self._staging = Staging(STAGING_BYTES)
@@ -51,8 +53,20 @@ class SocketChannel(GuardedChannel):
         self._is_flushed = False
         self._readiness.watch(reads=True)
 
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        is_tcp = self._sock.family in (socket.AF_INET, socket.AF_INET6)
+        if is_tcp and hasattr(socket, "TCP_USER_TIMEOUT") and self._sock.fileno() >= 0:
+            timeout_ms = int(limits.unacknowledged_s * 1000)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
     async def _next(self, until: float | None) -> tuple[bytes, tuple[int, ...]]:
-        while (head := self._staging.head(self.limits)) is None:
+        while (head := self._staging.head(self._limits)) is None:
             self._ensure_peer()
             self._readiness.watch(reads=True)
             await self._receive_waiter.wait(until)

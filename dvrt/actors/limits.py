@@ -30,6 +30,9 @@ class NodeLimits:
     """How long ``tell`` waits for room unless it says otherwise, and an answer to be sent."""
     transfer_s: float = 30.0
     """How long one message may take on the wire before its link is given up."""
+    unacknowledged_s: float = 10.0
+    """How long a peer's host may acknowledge nothing before its link is given up: a network may
+    lose what passes between two nodes whom others hear."""
     stop_s: float = 5.0
     """How long an actor may take for its last message, and again for ``on_stop``."""
     flush_s: float = 2.0

@@ -41,20 +41,8 @@ class Link:
     outbox is dropped, and sending raises ActorGone.
     """
 
-    def __init__(
-        self,
-        address: str,
-        limits: NodeLimits,
-        counters: Counters,
-        *,
-        number: int,
-        is_dialled: bool = True,
-    ) -> None:
-        """``number``: of its node's links this is the so-manieth to be begun. ``is_dialled``: from
-        here; else the peer has connected it.
-        """
-        self.address, self.number = address, number
-        self._is_dialled = is_dialled
+    def __init__(self, address: str, limits: NodeLimits, counters: Counters) -> None:
+        self.address = address
         self.incarnation: str | None = None
         self.end_reason: str | None = None
         self._limits, self._counters = limits, counters
@@ -77,11 +65,6 @@ class Link:
     def heard_at(self) -> float:
         """When the peer was last heard, in the loop's time; now, while this side does not read."""
         return self._loop.time() if self._is_held_up else self._heard_at
-
-    @property
-    def accepted(self) -> int:
-        """Its number, if it was the peer that connected it; else 0."""
-        return 0 if self._is_dialled else self.number
 
     def open(self, channel: Channel, incarnation: str) -> None:
         """The peer has proved who it is: send what was collected. ``read`` must follow."""

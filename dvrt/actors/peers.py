@@ -1,14 +1,12 @@
 """A node's links to its peers: accepted and opened, proved, ended together.
 
 One link per peer carries everything that this side sends there; when both sides connect at once
-there are two, each used in one direction. They live and die together, but for one that a peer opens
-when it has given up those before.
+there are two, each used in one direction. They live and die together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +54,6 @@ class Peers:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._fenced: dict[str, None] = {}
         self._listener: Listener | None = None
-        self._numbers = itertools.count(1)
         self._is_closing = False
 
     @property
@@ -81,7 +78,7 @@ class Peers:
         links = self._links.get(address)
         if links:
             return links[0]
-        link = Link(address, self._limits, self._counters, number=next(self._numbers))
+        link = Link(address, self._limits, self._counters)
         self._links[address] = [link]
         if self._is_closing:
             link.end("this node is closing")
@@ -156,6 +153,9 @@ class Peers:
     async def _connect(self, link: Link) -> None:
         try:
             channel = await self._network.connect(link.address, deadline_s=self._limits.connect_s)
+            if link.end_reason is not None:  # another one may have taken its place meanwhile
+                channel.abort()
+                return
             hello = await greet(
                 channel, hello=self._hello, secret=self._secret, deadline_s=self._limits.greet_s
             )
@@ -174,15 +174,11 @@ class Peers:
         assert task is not None
         self._tasks[task] = None
         try:
-            number = next(self._numbers)
             hello = await self._welcome(channel)
             if hello is None:
                 return
-            address = hello.description[_ADDRESS]
-            link = Link(address, self._limits, self._counters, number=number, is_dialled=False)
-            links = self._links.setdefault(address, [])
-            older = [i for i, each in enumerate(links) if 0 < each.accepted < number]
-            links.insert(older[0] if older else len(links), link)
+            link = Link(hello.description[_ADDRESS], self._limits, self._counters)
+            self._links.setdefault(link.address, []).append(link)
             await self._serve(link, channel, hello)
         finally:
             del self._tasks[task]
@@ -222,6 +218,7 @@ class Peers:
         channel.limits = Limits(
             max_regions=self._limits.message_regions,
             max_region_bytes=self._limits.message_region_bytes,
+            unacknowledged_s=self._limits.unacknowledged_s,
         )
         self._end_former(link, hello.incarnation)
         if self._is_closing or link.end_reason is not None:
@@ -246,16 +243,8 @@ class Peers:
         self._lost(link.address, "it was started again")
 
     def _ended(self, link: Link, reason: str) -> None:
-        """A peer opens a link when it has none, so what ends is over by itself if it is older than
-        such a link; else all end."""
         link.end(reason)
-        links = self._links.get(link.address, [])
-        if link not in links:
-            return
-        if any(each.accepted > link.number for each in links):
-            links.remove(link)
-            self._lost(link.address, link.end_reason or reason)
-        else:
+        if link in self._links.get(link.address, []):
             self.cut(link.address, link.end_reason or reason)
 
 

@@ -22,7 +22,6 @@ from typing import Any
 import dvrt
 from dvrt.bench.common import Measured
 from dvrt.bench.fidelity_sides import Case, Side, null_side, real_side
-from dvrt.bench.profile_runtime import RuntimeSamples
 from dvrt.bench.replay import replay
 from dvrt.planner.parts import RuntimeFigures
 from dvrt.simulator.arrivals import Arrival, Load, arrivals
@@ -43,25 +42,26 @@ SEED = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """One deployment over one trace, as it was measured in each round and as it was simulated.
+class Round:
+    """One deployment over one trace: as it was measured, and as it was simulated with what the
+    runtime cost just before.
 
-    ``load`` is the machine's load average behind the last round, which says how quiet it was.
+    ``load`` is the machine's load average behind it, which says how quiet it was.
     """
 
-    rounds: list[dict[str, float]]
+    runtime: RuntimeFigures
+    measured: dict[str, float]
     simulated: dict[str, float]
     requests: int
     load: float
 
-    @property
-    def measured(self) -> dict[str, float]:
-        return {
-            name: statistics.median(each[name] for each in self.rounds) for name in self.rounds[0]
-        }
 
-    def ratios(self) -> dict[str, float]:
-        return {name: self.simulated[name] / value for name, value in self.measured.items()}
+def ratios(rounds: Sequence[Round]) -> dict[str, float]:
+    """The median of the rounds' own."""
+    return {
+        name: statistics.median(each.simulated[name] / each.measured[name] for each in rounds)
+        for name in rounds[0].measured
+    }
 
 
 def measure(*, quick: bool) -> Measured:
@@ -71,59 +71,51 @@ def measure(*, quick: bool) -> Measured:
     """
     seconds = 2.0 if quick else 25.0
     results: dict[str, Any] = {}
-    ratios: dict[str, float] = {}
+    found: dict[str, float] = {}
     notes = ["ratios: simulated over measured; worst_error is the largest distance from 1"]
     with tempfile.TemporaryDirectory() as scratch:
         sides = [make(Path(scratch), quick=quick) for make in (null_side, real_side)]
         for side in sides:
-            runtime, found = compare(side, Path(scratch), seconds, n_cases=1 if quick else None)
-            results[side.name] = {"runtime": asdict(runtime), **_described(found)}
+            rounds = compare(side, Path(scratch), seconds, n_cases=1 if quick else None)
+            results[side.name] = {
+                case: [asdict(each) for each in played] for case, played in rounds.items()
+            }
             notes.append(f"{side.name}: {side.about}")
-            for case, compared in found.items():
-                for name, ratio in compared.ratios().items():
-                    ratios[f"{side.name}_{case}_{name}"] = ratio
-    worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
+            for case, played in rounds.items():
+                for name, ratio in ratios(played).items():
+                    found[f"{side.name}_{case}_{name}"] = ratio
+    worst = max(found, key=lambda name: abs(found[name] - 1))
     return Measured(
         results={**results, "worst": worst},
-        ratios={**ratios, "worst_error": abs(ratios[worst] - 1)},
+        ratios={**found, "worst_error": abs(found[worst] - 1)},
         notes=notes,
     )
 
 
 def compare(
     side: Side, folder: Path, seconds: float, *, n_cases: int | None = None
-) -> tuple[RuntimeFigures, dict[str, Compared]]:
-    """What the runtime costs on this side, and every case, or the first so many; the one with a
-    failure is served by the first one's cluster."""
-    samples: list[RuntimeSamples] = []
-    served: dict[str, list[Tally]] = defaultdict(list)
-    loads: dict[str, float] = {}
+) -> dict[str, list[Round]]:
+    """Every case, or the first so many; the one with a failure is served by the first one's
+    cluster."""
+    found: dict[str, list[Round]] = defaultdict(list)
     for _ in range(side.rounds):
-        samples.append(side.probe())
-        for case in side.cases(side.figure(samples[-1]))[:n_cases]:
-            trace = write_trace(_trace_of(folder, side, case), case.rate_per_s, seconds)
+        runtime = side.figure(side.probe())
+        for case in side.cases(runtime)[:n_cases]:
+            trace = folder / f"{side.name}-{case.name}.json"
+            write_trace(trace, case.rate_per_s, seconds)
             plans = _plans(case, seconds)
-            for name, tally in zip(
-                plans, asyncio.run(serve(case, trace, list(plans.values()))), strict=True
-            ):
-                served[name].append(tally)
-                loads[name] = os.getloadavg()[0]
-    runtime = side.figure(RuntimeSamples.together(samples))
-    found = {
-        name: Compared(
-            rounds=[figures(tally) for tally in served[name]],
-            simulated=figures(play(case, _trace_of(folder, side, case), failures)),
-            requests=int(served[name][0].counts["requests"]),
-            load=loads[name],
-        )
-        for case in side.cases(runtime)[:n_cases]
-        for name, failures in _plans(case, seconds).items()
-    }
-    return runtime, found
-
-
-def _trace_of(folder: Path, side: Side, case: Case) -> Path:
-    return folder / f"{side.name}-{case.name}.json"
+            served = asyncio.run(serve(case, trace, list(plans.values())))
+            for (name, failures), tally in zip(plans.items(), served, strict=True):
+                found[name].append(
+                    Round(
+                        runtime=runtime,
+                        measured=figures(tally),
+                        simulated=figures(play(case, trace, failures)),
+                        requests=int(tally.counts["requests"]),
+                        load=os.getloadavg()[0],
+                    )
+                )
+    return found
 
 
 def _plans(case: Case, seconds: float) -> dict[str, tuple[Failure, ...]]:
@@ -168,16 +160,3 @@ def write_trace(path: Path, rate_per_s: float, seconds: float) -> Path:
         now += chance.expovariate(rate_per_s)
     path.write_text(json.dumps(items))
     return path
-
-
-def _described(found: dict[str, Compared]) -> dict[str, Any]:
-    return {
-        case: {
-            "requests": compared.requests,
-            "load": compared.load,
-            "measured": compared.measured,
-            "rounds": compared.rounds,
-            "simulated": compared.simulated,
-        }
-        for case, compared in found.items()
-    }

@@ -152,7 +152,6 @@ def null_side(folder: Path, *, quick: bool) -> Side:
         figure=lambda samples: runtime_figures(
             samples,
             [TIMING] * stages,
-            whole=TIMING,
             load_s=TIMING.start_s + TIMING.load_s,
             is_exact=False,
         ),
@@ -182,7 +181,7 @@ def real_side(folder: Path, *, quick: bool) -> Side:
     """A model on the CPU, on two stages of one thread, by the profile that ``profile`` makes.
 
     A shared machine may be faster while it is profiled than while it serves, or slower: the
-    runtime is probed before every round, and its figures are those of all of them.
+    runtime is probed before every round.
     """
     from dvrt.models.tiny import write_tiny
 
@@ -231,5 +230,5 @@ def _profile(blueprint: Blueprint, *, quick: bool) -> Profile:
 
 def _probe(stages: int, *, quick: bool) -> RuntimeProbe:
     if quick:
-        return RuntimeProbe(stages=stages, batch=BATCH, tokens=40, rounds=1, kills=1)
-    return RuntimeProbe(stages=stages, batch=BATCH, rounds=7, kills=3)
+        return RuntimeProbe(stages=stages, batch=BATCH, tokens=40, rounds=1, kills=1, ships=CHUNK)
+    return RuntimeProbe(stages=stages, batch=BATCH, rounds=7, kills=3, ships=CHUNK)

@@ -13,14 +13,13 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import dvrt
-from dvrt.bench.profile_ships import measure_ships, ship_factor
+from dvrt.bench.profile_ships import measure_ships
 from dvrt.bench.stage_spans import StageSpan, read_spans
 from dvrt.cluster.plan import Blueprint
 from dvrt.config import LaunchOptions
@@ -30,7 +29,6 @@ from dvrt.planner.profile import Profile
 from dvrt.simulator.deploy import profile_stages
 
 PROMPT = 8
-SHIPPED_TOKENS = 32
 WHOLE_LIMIT_S = 60.0
 POLL_S = 0.02
 
@@ -48,7 +46,7 @@ class RuntimeProbe:
     tokens: int = 64
     rounds: int = 5
     kills: int = 3
-    ships: int = SHIPPED_TOKENS
+    ships: int = 64
 
     @property
     def microbatches(self) -> int:
@@ -84,18 +82,7 @@ class RuntimeSamples:
     laps: list[Laps]
     replaced: list[Replaced]
     spans: list[StageSpan]
-    ships: list[StageSpan] = field(default_factory=list)
-
-    @staticmethod
-    def together(samples: Sequence[RuntimeSamples]) -> RuntimeSamples:
-        """Those of several moments, which a machine that drifts makes differ."""
-        return RuntimeSamples(
-            probe=samples[0].probe,
-            laps=[lap for each in samples for lap in each.laps],
-            replaced=[one for each in samples for one in each.replaced],
-            spans=[span for each in samples for span in each.spans],
-            ships=[span for each in samples for span in each.ships],
-        )
+    ship_factor: float = 1.0
 
     def token_s(self, rows: int) -> list[float]:
         """What a step took each stage that decoded so many rows and nothing else; the mean, as laps
@@ -136,29 +123,22 @@ def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeS
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         samples = replace(asyncio.run(serve(trace)), spans=read_spans(trace))
-    if probe.ships:
-        samples.ships.extend(
-            measure_ships(
-                model, prompt=probe.ships, batch=probe.batch, rounds=probe.rounds, **options
-            )
-        )
-    return samples
+    if not probe.ships:
+        return samples
+    factor = measure_ships(
+        model, prompt=probe.ships, batch=probe.batch, rounds=probe.rounds, **options
+    )
+    return replace(samples, ship_factor=factor)
 
 
 def runtime_figures(
-    samples: RuntimeSamples,
-    timings: Sequence[NullTiming],
-    *,
-    whole: NullTiming,
-    load_s: float,
-    is_exact: bool,
+    samples: RuntimeSamples, timings: Sequence[NullTiming], *, load_s: float, is_exact: bool
 ) -> RuntimeFigures:
     """What is left of laps when the steps' own times are taken off, and of recoveries the load.
 
     ``timings`` are those of the stages without the runtime, which steps are compared with as well.
     A full pipeline's lap is one step of each microbatch on the slowest stage; a lap alone is a step
-    of each stage and one hop more. ``whole`` has the times of one stage with all layers.
-    ``load_s`` is the load of one of the stages.
+    of each stage and one hop more. ``load_s`` is the load of one of the stages.
     """
     probe = samples.probe
     full, alone = samples.token_s(probe.batch), samples.token_s(1)
@@ -167,7 +147,6 @@ def runtime_figures(
     step_s = max(0.0, full_s / probe.microbatches - max(full))
     hops_s = alone_s - sum(alone) - probe.stages * step_s
     ready_s = statistics.median(each.ready_s for each in samples.replaced)
-    prompt_factor = _prompt_factor(samples, timings)
     return RuntimeFigures(
         step_s=step_s,
         hop_s=max(0.0, hops_s / (probe.stages + 1)),
@@ -177,10 +156,8 @@ def runtime_figures(
         token_factor=sum(full) / sum(_token_s(each, probe, probe.batch) for each in timings),
         alone_factor=sum(alone) / sum(_token_s(each, probe, 1) for each in timings),
         stages=probe.stages,
-        prompt_factor=prompt_factor,
-        ship_factor=ship_factor(
-            samples.ships, whole, prompt=probe.ships, prompt_factor=prompt_factor
-        ),
+        prompt_factor=_prompt_factor(samples, timings),
+        ship_factor=samples.ship_factor,
     )
 
 
@@ -224,18 +201,17 @@ def probe_runtime(blueprint: Blueprint, probe: RuntimeProbe) -> RuntimeSamples:
 def with_runtime(profile: Profile, samples: RuntimeSamples, options: LaunchOptions) -> Profile:
     """The profile and what is left of the runtime's laps when its step times are taken off."""
     probe = samples.probe
-    bare = partial(
-        profile_stages,
+    stages = profile_stages(
         replace(profile, runtime=None),
+        probe.stages,
         batch=probe.batch,
         chunk_tokens=options.chunk_tokens,
         exact=options.exact,
     )
-    stages, (whole,) = bare(probe.stages), bare(1)
+
     runtime = runtime_figures(
         samples,
         [each.timing for each in stages],
-        whole=whole.timing,
         load_s=max(each.load_s for each in stages),
         is_exact=options.exact,
     )

@@ -14,7 +14,6 @@ import dvrt
 from dvrt.bench.common import machine
 from dvrt.bench.profile_links import LinkFigures, measure_links
 from dvrt.bench.profile_runtime import (
-    SHIPPED_TOKENS,
     RuntimeProbe,
     probe_runtime,
     with_runtime,
@@ -138,7 +137,7 @@ def measure_profile(
         return measured
     on_progress("the runtime")
     fits_twice = 2 * _stage_bytes(blueprint, 0, grid) < _room(blueprint)
-    ships = min(SHIPPED_TOKENS, blueprint.options.chunk_tokens) if fits_twice else 0
+    ships = blueprint.options.chunk_tokens if fits_twice else 0
     probe = RuntimeProbe(stages=min(2, model.n_layers), ships=ships)
     samples = probe_runtime(blueprint, probe)
     return replace(measured, profile=with_runtime(measured.profile, samples, blueprint.options))

@@ -43,6 +43,11 @@ class Inside:
             for address in list(node._peers._links):
                 node.cut(address, "it was cut on purpose")
 
+    def unlink(self, name: str, address: str) -> None:
+        """Break the links of the worker to one node."""
+        for node in self._nodes(name):
+            node.cut(address, "it was cut on purpose")
+
     def starve(self, name: str) -> bool:
         """The next step of one of its stages finds no memory; False if it has none."""
         for stage in self.actors(name, StageActor):

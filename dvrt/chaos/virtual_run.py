@@ -36,6 +36,8 @@ ANSWER_LIMIT_S = 120.0
 """Virtual seconds after which an answer that has not ended is lost."""
 REST_S = 1.0
 """After all answers, and when nothing is missing any more, what is left has so long to settle."""
+GIVEN_UP_S = 2.0
+"""After so long two workers that are apart lose their links."""
 STEP_S = 0.05
 MAX_TURNS = 30_000
 """Of the loop; a run takes some hundreds, a few thousand if much goes wrong."""
@@ -235,13 +237,17 @@ def _inject(inside: Inside, action: Action, weather: Weather, report: _Report) -
 
 
 def _part(inside: Inside, name: str, action: Action, weather: Weather) -> bool:
-    """The worker and another one do not hear each other for a while."""
+    """The worker and another one do not hear each other for a while; the system gives up a link
+    for which that is too long."""
     others = [each for each in inside.living if each != name]
     if not others:
         return False
     other = others[action.pick // 7 % len(others)]
     addresses = (inside.address(name), inside.address(other))
     weather.part(name, other, addresses, action.seconds)
+    if action.seconds > GIVEN_UP_S:
+        loop = asyncio.get_running_loop()
+        loop.call_later(GIVEN_UP_S, inside.unlink, name, addresses[1])
     return True
 
 

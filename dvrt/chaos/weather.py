@@ -90,8 +90,9 @@ class Weather:
     def part(self, one: str, other: str, addresses: tuple[str, str], seconds: float) -> None:
         """Hold back for so long what the two, whose nodes have these addresses, send each other."""
         until = asyncio.get_running_loop().time() + seconds
-        self.at(one).apart_until[addresses[1]] = until
-        self.at(other).apart_until[addresses[0]] = until
+        for name, address in ((one, addresses[1]), (other, addresses[0])):
+            known = self.at(name).apart_until
+            known[address] = max(known.get(address, 0.0), until)
 
     def slow(self, node: str, seconds: float, delay_s: float) -> None:
         """For so long, every message takes ``delay_s`` longer."""

@@ -186,8 +186,9 @@ class Chronicle:
             if flight.pipeline == rewind.pipeline and number < rewind.below:
                 del self._flights[number]
 
-    def landed(self, done: StepDone) -> None:
-        """A step is back; its stages' spans go into the metrics and the trace."""
+    def landed(self, done: StepDone) -> bool:
+        """A step is back; its stages' spans go into the metrics and the trace. False for a void
+        one."""
         flight = self._flights.pop(done.id, None)
         kind = flight.kind if flight is not None else "token"
         arguments = {"step": done.id}
@@ -206,6 +207,7 @@ class Chronicle:
                     duration_s=busy_s,
                     arguments=arguments,
                 )
+        return flight is not None
 
     def _trace_request(self, stream: RequestStream) -> None:
         if self._tracer is None:

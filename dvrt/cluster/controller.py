@@ -105,7 +105,7 @@ class Controller(Actor):
         self._overseer = Overseer(watchfulness, outlook, self._clock)
         refuses = not plan.blueprint.options.swap_anyway
         self._reports = Reports(self._overseer, self._chronicle, refuses=refuses)
-        self._partings = Partings(self._overseer, self._dispatcher)
+        self._partings = Partings(self._overseer, self._dispatcher, self._clock)
         self._rebalancer = Rebalancer(
             plan.blueprint,
             self._overseer,
@@ -243,9 +243,9 @@ class Controller(Actor):
         if not isinstance(message, StepDone):
             return False
         if not self._is_over and message.id >= self.succession.first_number:  # else a former life's
-            self._dispatcher.step_done(message)
+            if self._dispatcher.step_done(message):
+                self._partings.landed(message.pipeline)
             self._reports.take(message)
-            self._partings.landed(message.pipeline)
         return True
 
     async def receive(self, message: Message, context: Context) -> Message | None:
@@ -354,6 +354,7 @@ class Controller(Actor):
             self._restorer.abandon(seat)
         self._chronicle.retired(pipeline)
         self._rebalancer.retired(pipeline)
+        self._partings.retired(pipeline)
 
     def _end_serving(self, error: DvrtError, *, state: str) -> None:
         """Take nothing new; what runs ends with this error."""

@@ -185,10 +185,11 @@ class Dispatcher:
         for request_id in list(self._streams):
             self.cancel(request_id, None, FinishReason.CANCELLED)
 
-    def step_done(self, done: StepDone) -> None:
-        """Send the next step first: everything else can be done while it is on its way."""
+    def step_done(self, done: StepDone) -> bool:
+        """Send the next step first: everything else can be done while it is on its way. Whether
+        the step still counted."""
         self._handle(StepFinished(done=done, now=self._clock.time()))
-        self._chronicle.landed(done)
+        return self._chronicle.landed(done)
 
     def log_arrived(self, seat: Seat, slot: int, seq: int, epoch: int, length: int) -> None:
         pipeline, stage = seat.key
@@ -217,13 +218,11 @@ class Dispatcher:
             self.resume(journal.remains)
             journal.remains = ()
 
-    def steps_lost(self, pipeline: int) -> bool:
-        """Steps in flight are void; whether the pipeline is one that is driven."""
-        if pipeline not in self._driven:
-            return False
-        self._rewinding.add(pipeline)
-        self._handle(StepsLost(pipeline=pipeline, now=self._clock.time()))
-        return True
+    def steps_lost(self, pipeline: int) -> None:
+        """Steps in flight are void, if the pipeline is one that is driven."""
+        if pipeline in self._driven:
+            self._rewinding.add(pipeline)
+            self._handle(StepsLost(pipeline=pipeline, now=self._clock.time()))
 
     def settled(self) -> None:
         """Every stage has confirmed what it was told: no void step is left anywhere."""

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dvrt.actors.alarms import Alarms
+from dvrt.clock import Clock
 from dvrt.cluster.dispatch import Dispatcher
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.topology import Seat
 from dvrt.protocol.messages import Connect, LinkCut
 
 RELINK_S = 0.05
-"""A link that breaks is made anew no sooner: a neighbour may be dead and not yet missed."""
-PATIENCE = 8
-"""The next time in a row it takes this many times as long: where dialling fails at once, too, a
-network gets a moment to come back."""
-MAX_CUTS = 3
-"""After so many in a row one of the two is replaced."""
+"""A link that breaks is made anew no sooner: a neighbour may be dead and not yet missed. Each time
+in a row it takes twice as long, up to ``LONGEST_PAUSE_S``."""
+LONGEST_PAUSE_S = 1.0
+PATIENCE_S = 10.0
+"""A link that has broken for so long, again and again, is not made anew: one of the two goes."""
+FORGET_S = 30.0
+"""A link that held for so long counts as sound, whether anything passed on it or not."""
+
+Key = tuple[int, int]
+
+
+@dataclass(slots=True)
+class _Parting:
+    """Two neighbours since their link broke first, with no step finished in between."""
+
+    owners: tuple[str, str]
+    since: float
+    latest: float
+    n_cuts: int = 1
 
 
 class Partings:
-    """Counts the links that break between neighbours while their pipeline finishes no step.
+    """Has neighbours connect again, and in the end replaces one of the two.
 
-    Nobody can tell which of the two the network has left: first the one that was not reached is
-    replaced, next time the other, in turns. One that is gone already counts for nothing.
+    Nobody can tell which of them the network has left: first the one that was not reached goes, the
+    next time the other, in turns. One that is gone already is the overseer's business.
     """
 
-    def __init__(self, overseer: Overseer, dispatcher: Dispatcher) -> None:
-        self._overseer, self._dispatcher = overseer, dispatcher
-        self._cuts: dict[tuple[int, int], int] = {}
-        self._alarms: Alarms[Seat] = Alarms()
+    def __init__(self, overseer: Overseer, dispatcher: Dispatcher, clock: Clock) -> None:
+        self._overseer, self._dispatcher, self._clock = overseer, dispatcher, clock
+        self._open: dict[Key, _Parting] = {}
+        self._blamed_far: dict[Key, bool] = {}
+        self._alarms: Alarms[Key] = Alarms()
         self._is_closed = False
 
     def cut(self, message: LinkCut) -> None:
@@ -41,36 +58,55 @@ class Partings:
         if told.next_actor != message.next_actor:
             return
         other = topology.seat(message.pipeline, message.stage + 1)
-        if other is not None and other.is_live and self._is_enough(seat.key):
-            self._replace(seat, other, message.reason)
-        else:
-            n_before = max(0, self._cuts.get(seat.key, 0) % MAX_CUTS - 1)
-            pause_s = RELINK_S * PATIENCE**n_before
-            self._alarms.set(seat, pause_s, self._relink, seat, told)
-
-    def _replace(self, seat: Seat, other: Seat, why: str) -> None:
-        gone, near = (other, seat) if self._cuts[seat.key] % (2 * MAX_CUTS) else (seat, other)
-        reason = f"it and {near.owner} do not reach each other: {why}"
-        self._overseer.lost(gone.owner, reason, 0.0)
-
-    def _is_enough(self, key: tuple[int, int]) -> bool:
-        """Whether one more cut is too many in a row."""
-        self._cuts[key] = self._cuts.get(key, 0) + 1
-        return self._cuts[key] % MAX_CUTS == 0
+        pause_s = RELINK_S
+        if other is not None and other.is_live:
+            parting = self._note(seat, other)
+            if parting.latest - parting.since >= PATIENCE_S:
+                self._replace(seat, other, message.reason)
+                return
+            pause_s = min(RELINK_S * 2 ** (parting.n_cuts - 1), LONGEST_PAUSE_S)
+        self._alarms.set(seat.key, pause_s, self._relink, seat, told)
 
     def landed(self, pipeline: int) -> None:
-        """A step has passed all stages of a pipeline."""
-        for key in [key for key in self._cuts if key[0] == pipeline]:
-            del self._cuts[key]
+        """A step that counts has passed all stages of a pipeline."""
+        if self._open or self._blamed_far:
+            self._forget(pipeline)
+
+    def retired(self, pipeline: int) -> None:
+        """The pipeline is no more."""
+        self._forget(pipeline)
 
     def close(self) -> None:
         """Connect nobody any more."""
         self._is_closed = True
         self._alarms.close()
 
+    def _note(self, seat: Seat, other: Seat) -> _Parting:
+        now, owners = self._clock.time(), (seat.owner, other.owner)
+        known = self._open.get(seat.key)
+        if known is None or known.owners != owners or now - known.latest > FORGET_S:
+            known = self._open[seat.key] = _Parting(owners, now, now)
+        else:
+            known.latest = now
+            known.n_cuts += 1
+        return known
+
+    def _replace(self, seat: Seat, other: Seat, why: str) -> None:
+        del self._open[seat.key]
+        is_far = self._blamed_far[seat.key] = not self._blamed_far.get(seat.key, False)
+        gone, near = (other, seat) if is_far else (seat, other)
+        reason = f"it and {near.owner} do not reach each other: {why}"
+        self._overseer.lost(gone.owner, reason, 0.0)
+
     def _relink(self, seat: Seat, told: Connect) -> None:
         """Have the stages connect again, unless this one was told of another neighbour meanwhile;
         the steps in flight are lost."""
-        pipeline = seat.key[0]
-        if seat.told is told and seat.is_live and self._dispatcher.steps_lost(pipeline):
-            self._overseer.connect_again(pipeline)
+        self._alarms.quiet(seat.key)
+        if seat.told is told and seat.is_live:
+            self._dispatcher.steps_lost(seat.key[0])
+            self._overseer.connect_again(seat.key[0])
+
+    def _forget(self, pipeline: int) -> None:
+        for kept in (self._open, self._blamed_far):
+            for key in [key for key in kept if key[0] == pipeline]:
+                del kept[key]

@@ -19,9 +19,6 @@ from dvrt.models.split import split_as_given, split_evenly
 from dvrt.protocol.messages import LoadStage
 from dvrt.results import ModelCard
 
-REACH_LIMITS = 2
-"""Workers wait for a sign of each other this many times as long as the controller, which is to be
-the first who misses one that is dead."""
 CHUNKS_PER_STEP = 2
 """Prompt chunks that one step may carry: the longest that a prompt holds up the others' tokens."""
 
@@ -169,7 +166,6 @@ class Blueprint:
             null_step_s=self.options.null_step_ms / 1000 if is_null else 0.0,
             timing=self.timing if is_null else None,
             step_limit_s=self.options.step_limit_s,
-            silence_s=REACH_LIMITS * self.options.silence_s,
             is_traced=self.options.trace is not None,
         )
 

@@ -26,15 +26,14 @@ class Joined:
     archive_actor: str = ""
 
 
-@message("stage.load", version=2)
+@message("stage.load")
 class LoadStage:
     """Become stage ``stage`` of ``n_stages``, as ``spec`` says; report to actor ``controller``.
 
     ``pipeline`` is the id of the pipeline that the stage belongs to.
 
     On the null device the hash model answers and every step takes ``null_step_s``, or what
-    ``timing`` says. A stage that finishes no step for ``step_limit_s`` fails (0: never). It breaks
-    its links to others of whom it hears nothing for ``silence_s`` (0: never). One that
+    ``timing`` says. A stage that finishes no step for ``step_limit_s`` fails (0: never). One that
     ``is_traced`` tells of its copies.
     """
 
@@ -47,7 +46,6 @@ class LoadStage:
     null_step_s: float
     timing: NullTiming | None = None
     step_limit_s: float = 0.0
-    silence_s: float = 0.0
     is_traced: bool = False
 
 

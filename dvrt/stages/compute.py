@@ -28,12 +28,16 @@ class Done(Generic[T]):
     busy_s: float
 
 
-class Compute(Protocol):
-    """First in, first out; ``submit`` never blocks."""
+class Submits(Protocol):
+    """Takes work, first in, first out; ``submit`` never blocks."""
 
     def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
         """Run ``work`` after all that was submitted before it; it takes at least ``cost_s``."""
         ...
+
+
+class Compute(Submits, Protocol):
+    """What computes, and ends."""
 
     def close(self) -> None:
         """Drop what has not begun; wait for what has."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from dvrt.protocol.messages import Arrived, Commit, Entries, LoadStage
-from dvrt.stages.compute import Compute, Done
+from dvrt.stages.compute import Done, Submits
 from dvrt.stages.ledger import Ledger, News
 
 
@@ -20,7 +20,7 @@ class Intake:
     def __init__(
         self,
         order: LoadStage,
-        compute: Compute,
+        compute: Submits,
         ledger: Ledger,
         *,
         tell: Callable[[Arrived], None],

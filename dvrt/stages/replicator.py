@@ -19,7 +19,7 @@ from dvrt.errors import ActorError, TransportError
 from dvrt.kv.digest import digest_of
 from dvrt.kv.spans import Span
 from dvrt.protocol.messages import ReplicaGap, Replicate
-from dvrt.stages.compute import Compute
+from dvrt.stages.compute import Submits
 from dvrt.stages.copy_log import CopyLog
 from dvrt.stages.ledger import Copy, Ledger
 
@@ -50,7 +50,7 @@ class Replicator:
     def __init__(
         self,
         node: Node,
-        compute: Compute,
+        compute: Submits,
         ledger: Ledger,
         *,
         origin: str,

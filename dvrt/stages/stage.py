@@ -51,7 +51,6 @@ from dvrt.stages.copy_log import CopyLog
 from dvrt.stages.executor import Executed, StageExecutor
 from dvrt.stages.intake import Intake
 from dvrt.stages.pace import step_cost_s
-from dvrt.stages.reach import Reach
 from dvrt.stages.replicator import Replicator
 from dvrt.stages.shipper import Shipper
 from dvrt.stages.step_watch import StepWatch
@@ -101,9 +100,7 @@ class StageActor(Actor):
         self._compute: Compute
         self._copies: CopyLog
         self._steps: StepWatch
-        self._duties: StepWatch
         self._aside: WatchedCompute
-        self._reach: Reach
         self._loading: asyncio.Task[None] | None = None
         self._shipper: Shipper
         self._replicator: Replicator
@@ -114,17 +111,13 @@ class StageActor(Actor):
         self._compute = self._make_compute(f"{self._worker} {self._name}")
         self._copies = CopyLog(self._order, self._tell)
         self._steps = StepWatch(self._order.step_limit_s, self._stuck)
-        self._duties = StepWatch(self._order.step_limit_s, self._stuck)
-        self._aside = WatchedCompute(self._compute, self._duties)
-        self._reach = Reach(self.node, self._order.silence_s)
+        self._aside = WatchedCompute(self._compute, self._steps)
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def on_stop(self, reason: str) -> None:
         self._is_cut = True
         self._copies.close()
         self._steps.close()
-        self._duties.close()
-        self._reach.close()
         if self._loading is not None:
             self._loading.cancel()
         if self._executor is not None:
@@ -143,8 +136,6 @@ class StageActor(Actor):
             return
         self._loading.cancel()
         self._steps.close()
-        self._duties.close()
-        self._reach.close()
         self._copies.abort()
         if self._executor is not None:
             self._shipper.abort()
@@ -257,9 +248,6 @@ class StageActor(Actor):
             self._next_watch = self.node.watch(self._next, lambda _, why: self._cut(why))
         self._shipper.connect(connect.targets)
         self._replicator.connect(connect.replicas)
-        ways = [] if self._is_last else [connect.next_actor]  # the lease listens to the controller
-        ways += [stage.actor for each in connect.targets for stage in each.stages]
-        self._reach.keep([*ways, *connect.replicas])
         order = self._order
         connected = Connected(worker=self._worker, pipeline=order.pipeline, stage=order.stage)
         with suppress(ActorError, TransportError):
@@ -322,7 +310,7 @@ class StageActor(Actor):
         self._report_swaps()
 
     def _copy_behind(self, step: Step) -> None:
-        self._replicator.stepped(step, is_busy=self._steps.n_open > 0)
+        self._replicator.stepped(step, is_busy=self._steps.n_steps > 0)
 
     def _stuck(self) -> None:
         self._is_stuck = True

@@ -1,4 +1,4 @@
-"""A stage's compute as those use it who have no step: what they wait for is watched, too."""
+"""A stage's compute for those who have no step: what they wait for is watched, too."""
 
 from __future__ import annotations
 
@@ -6,27 +6,19 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from dvrt.stages.compute import Compute, Done
+from dvrt.stages.compute import Done, Submits
 from dvrt.stages.step_watch import StepWatch
 
 T = TypeVar("T")
 
 
 class WatchedCompute:
-    """Hands everything on to ``compute`` and lets ``watch`` know. Belongs to the running loop."""
+    """Hands work on to ``compute`` and has ``watch`` follow it."""
 
-    def __init__(self, compute: Compute, watch: StepWatch) -> None:
+    def __init__(self, compute: Submits, watch: StepWatch) -> None:
         self._compute, self._watch = compute, watch
 
     def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
-        """As ``Compute.submit``."""
         future = self._compute.submit(work, cost_s=cost_s)
-        self._watch.began()
-        future.add_done_callback(lambda _: self._watch.ended())
+        self._watch.follow(future)
         return future
-
-    def close(self) -> None:
-        self._compute.close()
-
-    def abandon(self) -> None:
-        self._compute.abandon()

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from dvrt.bench.common import beside
-from dvrt.bench.fidelity import Compared, figures, write_trace
+from dvrt.bench.fidelity import Round, figures, ratios, write_trace
 from dvrt.bench.fidelity_sides import launch_options, setups
 from dvrt.bench.replay import replay
 from dvrt.cluster.launch import launch
 from dvrt.models.tiny import write_tiny
+from dvrt.planner.parts import RuntimeFigures
 from dvrt.simulator.arrivals import Arrival, Load, arrivals
 from dvrt.simulator.deployment import Failure
 
@@ -25,14 +26,19 @@ def test_a_trace_is_the_same_each_time(tmp_path: Path) -> None:
     assert requests[-1].at_s < 4.0
 
 
-def test_ratios_are_simulated_over_measured() -> None:
-    compared = Compared(
-        rounds=[{"throughput": each} for each in (9.0, 4.0, 3.0)],
-        simulated={"throughput": 5.0},
-        requests=1,
-        load=0.0,
-    )
-    assert compared.ratios() == {"throughput": 1.25}
+def test_ratios_are_simulated_over_measured_of_the_same_round() -> None:
+    runtime = RuntimeFigures(step_s=0.0, hop_s=0.0, detect_s=0.0, restart_s=0.0)
+    rounds = [
+        Round(
+            runtime=runtime,
+            measured={"throughput": a},
+            simulated={"throughput": b},
+            requests=1,
+            load=0.0,
+        )
+        for a, b in ((4.0, 5.0), (8.0, 8.0), (1.0, 3.0))
+    ]
+    assert ratios(rounds) == {"throughput": 1.25}
     assert beside(5.0, 4.0) == {"predicted": 5.0, "measured": 4.0, "prediction_error": 0.25}
 
 

@@ -40,6 +40,7 @@ def swallowed(seconds: float) -> Any:
     return json.loads(ended.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_worker_that_its_neighbour_never_reaches_again_is_replaced() -> None:
     seen = swallowed(0)
@@ -51,6 +52,7 @@ def test_a_worker_that_its_neighbour_never_reaches_again_is_replaced() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 3.0])
-def test_what_is_swallowed_for_a_while_is_not_missing_in_the_end(seconds: float) -> None:
-    assert swallowed(seconds)["is_right"]
+@pytest.mark.parametrize("seconds", [0.3, 4.0, 14.0])
+def test_what_is_swallowed_for_a_while_costs_nobody_their_place(seconds: float) -> None:
+    """Links that saw no acknowledgement for ten seconds are given up, and made anew."""
+    assert swallowed(seconds) == {"is_right": True, "lost": []}

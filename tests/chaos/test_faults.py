@@ -18,9 +18,7 @@ from dvrt.chaos.traffic import Answer, ask
 from dvrt.chaos.weather import Weather
 from dvrt.cluster.crew import Crew
 from dvrt.cluster.engine import Engine
-from dvrt.cluster.partings import MAX_CUTS, RELINK_S
-from dvrt.cluster.plan import REACH_LIMITS
-from dvrt.stages.reach import BEATS
+from dvrt.cluster.partings import FORGET_S, LONGEST_PAUSE_S, PATIENCE_S
 from dvrt.stages.replicas import ReplicaActor
 from dvrt.transport.faults import Direction
 from dvrt.virtual import run_virtual
@@ -45,7 +43,13 @@ class Seen:
 
 
 def disturbed(
-    model: Path, right: dict[int, Answer], fault: Fault, *, is_lost: bool = True, **options: Any
+    model: Path,
+    right: dict[int, Answer],
+    fault: Fault,
+    *,
+    is_lost: bool = True,
+    limit_s: float = 120.0,
+    **options: Any,
 ) -> Seen:
     """The crowd is answered while the fault happens in its midst; every answer is checked."""
     weather, seen = Weather(), Seen()
@@ -76,7 +80,7 @@ def disturbed(
             seen.recomputed = engine.metrics.value("dvrt_recomputed_tokens")
 
     async def guarded() -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(limit_s):
             await main()
 
     token = wiring.set(weather.network)
@@ -95,7 +99,7 @@ def test_a_kill_is_known_at_once(model: Path, right: dict[int, Answer]) -> None:
     assert seen.detected_s < 0.01
     assert seen.whole_s < 0.1
     assert seen.names == [VICTIM]
-    assert seen.restored > 100 > seen.recomputed
+    assert seen.restored > max(100, seen.recomputed)
 
 
 def test_a_stopped_worker_is_known_after_the_missed_heartbeats(
@@ -159,73 +163,62 @@ def test_a_black_hole_that_swallows_two_workers(model: Path, right: dict[int, An
     assert sorted(seen.names) == ["worker-1", "worker-2"]
 
 
-def parted(engine: Engine, weather: Weather, one: str, other: str, seconds: float) -> None:
+def unlink(engine: Engine, one: str, other: str) -> None:
     inside = Inside(engine)
-    weather.part(one, other, (inside.address(one), inside.address(other)), seconds)
+    inside.unlink(one, inside.address(other))
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.5, 4.5])
-def test_neighbours_that_do_not_reach_each_other_for_a_while_are_kept(
+@pytest.mark.parametrize("seconds", [0.5, 2.5, 8.0])
+def test_neighbours_that_do_not_hear_each_other_for_a_while_are_kept(
     model: Path, right: dict[int, Answer], seconds: float
 ) -> None:
+    """The system gives up their link meanwhile, and new ones do not come about at once."""
+
     async def fault(engine: Engine, weather: Weather) -> None:
-        parted(engine, weather, "worker-0", VICTIM, seconds)
+        inside = Inside(engine)
+        addresses = (inside.address("worker-0"), inside.address(VICTIM))
+        weather.part("worker-0", VICTIM, addresses, seconds)
+        await asyncio.sleep(0.4)
+        unlink(engine, "worker-0", VICTIM)
 
     assert disturbed(model, right, fault, is_lost=False).names == []
 
 
-def test_neighbours_that_never_reach_each_other_again(
+def test_neighbours_whose_links_break_again_and_again(
     model: Path, right: dict[int, Answer]
 ) -> None:
-    async def fault(engine: Engine, weather: Weather) -> None:
-        parted(engine, weather, "worker-0", VICTIM, 1000.0)
+    """No step gets through: one of the two is replaced, and not sooner than said."""
+
+    async def fault(engine: Engine, _: Weather) -> None:
+        while not engine.status().n_lost:
+            unlink(engine, "worker-0", VICTIM)
+            await asyncio.sleep(0.01)
 
     seen = disturbed(model, right, fault)
     assert seen.names == [VICTIM] and "worker-0 do not reach each other" in seen.reason
-    assert seen.detected_s <= MAX_CUTS * (REACH_LIMITS * SILENCE_S * (1 + 1 / BEATS) + RELINK_S)
+    assert PATIENCE_S <= seen.detected_s <= PATIENCE_S + 2 * LONGEST_PAUSE_S
 
 
-@pytest.mark.parametrize("host", ["worker-0", "worker-1", "worker-2"])
-def test_a_worker_that_reaches_nobody_but_the_controller(
-    model: Path, right: dict[int, Answer], host: str
-) -> None:
-    """In both directions of the ring; whoever is replaced, in the end it is that one."""
+def test_blips_far_from_each_other_do_not_add_up(model: Path, right: dict[int, Answer]) -> None:
+    async def fault(engine: Engine, _: Weather) -> None:
+        for _ in range(12):
+            unlink(engine, "worker-0", VICTIM)
+            await asyncio.sleep(2 * FORGET_S)
 
-    async def fault(engine: Engine, weather: Weather) -> None:
-        inside = Inside(engine)
-        for other in inside.living:
-            if other != host:
-                parted(engine, weather, host, other, 1000.0)
-
-    assert host in disturbed(model, right, fault, spares=1).names
+    assert disturbed(model, right, fault, is_lost=False, limit_s=1000.0).names == []
 
 
-def test_a_prompt_stage_that_does_not_reach_a_token_stage(
+def test_slow_steps_in_a_long_queue_are_no_stuck_worker(
     model: Path, right: dict[int, Answer]
 ) -> None:
-    """Prompts wait for their logs to pass, are sent again, and nobody is replaced."""
+    """Each is within the limit, and so is nothing else that waits behind them."""
 
-    async def fault(engine: Engine, weather: Weather) -> None:
-        parted(engine, weather, "worker-0", "worker-2", 3.0)
+    async def fault(_: Engine, __: Weather) -> None:
+        return
 
-    split = {"stages": None, "prompt_stages": 1, "token_stages": 2, "replicas": 1}
-    assert disturbed(model, right, fault, is_lost=False, **split).names == []
-
-
-def test_a_holder_of_copies_out_of_reach_gets_them_later(
-    model: Path, right: dict[int, Answer]
-) -> None:
-    """The stages go on; when a stage is lost then, its copies are there again."""
-
-    async def fault(engine: Engine, weather: Weather) -> None:
-        parted(engine, weather, "worker-0", "worker-2", 2.0)
-        await asyncio.sleep(2.5)
-        Inside(engine).kill("worker-1")  # the nearer holder of worker-0's copies
-        Inside(engine).kill("worker-0")
-
-    seen = disturbed(model, right, fault, replicas=2, null_step_ms=60.0)
-    assert sorted(seen.names) == ["worker-0", "worker-1"]
-    assert seen.restored > 100 > seen.recomputed
+    options = {"microbatches": 6, "null_step_ms": 1000.0, "step_limit_s": 3.0, "stages": 2}
+    seen = disturbed(model, right, fault, is_lost=False, limit_s=1000.0, **options)
+    assert seen.names == []
 
 
 def test_a_cut_link_is_known_at_once(model: Path, right: dict[int, Answer]) -> None:

@@ -303,3 +303,14 @@ async def test_a_name_that_is_here_by_one_address_is_listened_at(monkeypatch):
 async def test_what_is_no_name_of_a_machine_is_refused():
     with pytest.raises(ConfigError, match="'a..b' is no name"):
         await connect("tcp://a..b:1", deadline_s=5)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="a system without it")
+async def test_how_long_a_host_may_acknowledge_nothing() -> None:
+    async with raw_pair() as (_, channel):
+        sock = channel._sock  # type: ignore[attr-defined]
+        timeout_ms = lambda: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)  # noqa: E731
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert timeout_ms() == 0
+        channel.limits = channel.limits._replace(unacknowledged_s=1.5)
+        assert timeout_ms() == 1500
