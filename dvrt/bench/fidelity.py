@@ -1,8 +1,9 @@
 """``bench fidelity``: the simulator beside the runtime that it simulates, on the same requests.
 
 Real processes serve a trace, with null devices that take their time and with a model on the CPU
-that was profiled before; the simulator plays the same deployment over the same trace. Both count
-alike. Every ratio is what was simulated over what was measured, the median of the rounds.
+that was profiled before; the simulator plays the same deployment over the same trace, at the pace
+that steps had meanwhile. Both count alike. Every ratio is what was simulated over what was
+measured, the median of the rounds.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any
 import dvrt
 from dvrt.bench.common import Measured
 from dvrt.bench.fidelity_sides import Case, Side, null_side, real_side
+from dvrt.bench.pace import Pace, at_pace, paces
 from dvrt.bench.replay import replay
-from dvrt.planner.parts import RuntimeFigures
 from dvrt.simulator.arrivals import Arrival, Load, arrivals
 from dvrt.simulator.deployment import Failure
 from dvrt.simulator.fleet import simulate
@@ -43,15 +44,17 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One deployment over one trace: as it was measured, and as it was simulated with what the
-    runtime cost just before.
+    """One deployment over one trace: as it was measured, as it was simulated, and as it would have
+    been with step times ``as_profiled``.
 
-    ``load`` is the machine's load average behind it, which says how quiet it was.
+    ``pace`` is how long steps took over what they were profiled to take, by pipeline and stage;
+    ``load`` the machine's load average behind the round, which says how quiet it was.
     """
 
-    runtime: RuntimeFigures
     measured: dict[str, float]
     simulated: dict[str, float]
+    as_profiled: dict[str, float]
+    pace: list[list[Pace]]
     requests: int
     load: float
 
@@ -72,13 +75,19 @@ def measure(*, quick: bool) -> Measured:
     seconds = 2.0 if quick else 25.0
     results: dict[str, Any] = {}
     found: dict[str, float] = {}
-    notes = ["ratios: simulated over measured; worst_error is the largest distance from 1"]
+    notes = [
+        "ratios: simulated over measured, with steps at the pace that they had while they were "
+        "measured (pace: over what the profile says); worst_error is the largest distance from 1"
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         sides = [make(Path(scratch), quick=quick) for make in (null_side, real_side)]
         for side in sides:
-            rounds = compare(side, Path(scratch), seconds, n_cases=1 if quick else None)
+            runtime = side.probe()
+            cases = side.cases(runtime)[: 1 if quick else None]
+            rounds = compare(side, cases, Path(scratch), seconds)
             results[side.name] = {
-                case: [asdict(each) for each in played] for case, played in rounds.items()
+                "runtime": asdict(runtime),
+                **{case: [asdict(each) for each in played] for case, played in rounds.items()},
             }
             notes.append(f"{side.name}: {side.about}")
             for case, played in rounds.items():
@@ -93,33 +102,36 @@ def measure(*, quick: bool) -> Measured:
 
 
 def compare(
-    side: Side, folder: Path, seconds: float, *, n_cases: int | None = None
+    side: Side, cases: Sequence[Case], folder: Path, seconds: float
 ) -> dict[str, list[Round]]:
-    """Every case, or the first so many; the one with a failure is served by the first one's
-    cluster."""
+    """Every case in every round, and the one that ``fails`` with a failure as well."""
     found: dict[str, list[Round]] = defaultdict(list)
     for _ in range(side.rounds):
-        runtime = side.figure(side.probe())
-        for case in side.cases(runtime)[:n_cases]:
-            trace = folder / f"{side.name}-{case.name}.json"
-            write_trace(trace, case.rate_per_s, seconds)
-            plans = _plans(case, seconds)
-            served = asyncio.run(serve(case, trace, list(plans.values())))
-            for (name, failures), tally in zip(plans.items(), served, strict=True):
-                found[name].append(
-                    Round(
-                        runtime=runtime,
-                        measured=figures(tally),
-                        simulated=figures(play(case, trace, failures)),
-                        requests=int(tally.counts["requests"]),
-                        load=os.getloadavg()[0],
-                    )
-                )
+        for case in cases:
+            requests = folder / f"{side.name}-{case.name}.json"
+            write_trace(requests, case.rate_per_s, seconds)
+            for name, failures in _plans(case, seconds).items():
+                found[name].append(_round(case, requests, failures, folder / "trace.json"))
     return found
 
 
+def _round(case: Case, requests: Path, failures: Sequence[Failure], trace: Path) -> Round:
+    traced = replace(case, options={**case.options, "trace": str(trace)})
+    tally = asyncio.run(serve(traced, requests, [failures]))[0]
+    pace = paces(case.deployment, list(arrivals(Load(source=str(requests)))), trace)
+    paced = replace(case, deployment=at_pace(case.deployment, pace))
+    return Round(
+        measured=figures(tally),
+        simulated=figures(play(paced, requests, failures)),
+        as_profiled=figures(play(case, requests, failures)),
+        pace=pace,
+        requests=int(tally.counts["requests"]),
+        load=os.getloadavg()[0],
+    )
+
+
 def _plans(case: Case, seconds: float) -> dict[str, tuple[Failure, ...]]:
-    """The failures of each time that the trace is served, by a name for it."""
+    """The failures of each time that the requests are served, by a name for it."""
     plans: dict[str, tuple[Failure, ...]] = {case.name: ()}
     if case.fails:
         plans["failure"] = (Failure(at_s=seconds / 2, machine=FAILED_MACHINE),)

@@ -10,7 +10,6 @@ from typing import Any
 from dvrt.bench.null_times import write_timing
 from dvrt.bench.profile_runtime import (
     RuntimeProbe,
-    RuntimeSamples,
     measure_runtime,
     probe_runtime,
     runtime_figures,
@@ -80,15 +79,13 @@ class Case:
 class Side:
     """A device and its deployments, which are served ``rounds`` times.
 
-    ``probe`` measures what the runtime costs there, ``figure`` makes figures of such samples, and
-    ``cases`` deployments that are simulated with these.
+    ``probe`` measures what the runtime costs there, and ``cases`` are simulated with that.
     """
 
     name: str
     about: str
     rounds: int
-    probe: Callable[[], RuntimeSamples]
-    figure: Callable[[RuntimeSamples], RuntimeFigures]
+    probe: Callable[[], RuntimeFigures]
     cases: Callable[[RuntimeFigures], tuple[Case, ...]]
 
 
@@ -148,9 +145,8 @@ def null_side(folder: Path, *, quick: bool) -> Side:
         name="null",
         about=f"{stages} stages of null devices, steps of {1000 * TIMING.decode_s:g} ms and more",
         rounds=1,
-        probe=lambda: measure_runtime(str(model), _probe(stages, quick=quick), **device),
-        figure=lambda samples: runtime_figures(
-            samples,
+        probe=lambda: runtime_figures(
+            measure_runtime(str(model), _probe(stages, quick=quick), **device),
             [TIMING] * stages,
             load_s=TIMING.start_s + TIMING.load_s,
             is_exact=False,
@@ -178,11 +174,7 @@ def _null_deployment(setup: Setup, runtime: RuntimeFigures) -> Deployment:
 
 
 def real_side(folder: Path, *, quick: bool) -> Side:
-    """A model on the CPU, on two stages of one thread, by the profile that ``profile`` makes.
-
-    A shared machine may be faster while it is profiled than while it serves, or slower: the
-    runtime is probed before every round.
-    """
+    """A model on the CPU, on two stages of one thread, by the profile that ``profile`` makes."""
     from dvrt.models.tiny import write_tiny
 
     stages = 2
@@ -205,7 +197,8 @@ def real_side(folder: Path, *, quick: bool) -> Side:
             fails=name == "colocated",
         )
 
-    def figure(samples: RuntimeSamples) -> RuntimeFigures:
+    def probe() -> RuntimeFigures:
+        samples = probe_runtime(blueprint, _probe(stages, quick=quick))
         runtime = with_runtime(profile, samples, options).runtime
         assert runtime is not None
         return runtime
@@ -214,8 +207,7 @@ def real_side(folder: Path, *, quick: bool) -> Side:
         name="real",
         about=f"{stages} stages, {profile.note}",
         rounds=1 if quick else REAL_ROUNDS,
-        probe=lambda: probe_runtime(blueprint, _probe(stages, quick=quick)),
-        figure=figure,
+        probe=probe,
         cases=lambda runtime: tuple(
             case(name, setup, runtime) for name, setup in setups(stages).items()
         ),

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_LANE = re.compile(r"pipeline 0 stage (\d+)")
+_LANE = re.compile(r"pipeline (\d+) stage (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,8 @@ class StageSpan:
     seconds: float
 
 
-def read_spans(trace: Path) -> list[StageSpan]:
-    """All steps of the first pipeline that were not void, from the file that ``--trace`` writes."""
+def read_spans(trace: Path, *, pipeline: int = 0) -> list[StageSpan]:
+    """All steps of a pipeline that were not void, from the file that ``--trace`` writes."""
     events = json.loads(trace.read_text())["traceEvents"]
     lanes = {
         (event["pid"], event["tid"]): _LANE.fullmatch(event["args"]["name"])
@@ -30,7 +30,7 @@ def read_spans(trace: Path) -> list[StageSpan]:
     }
     return [
         StageSpan(
-            stage=int(lane[1]),
+            stage=int(lane[2]),
             rows=event["args"]["rows"],
             chunks=event["args"]["chunks"],
             seconds=event["dur"] / 1e6,
@@ -38,5 +38,6 @@ def read_spans(trace: Path) -> list[StageSpan]:
         for event in events
         if event["ph"] == "X"
         and (lane := lanes.get((event["pid"], event["tid"])))
+        and int(lane[1]) == pipeline
         and "rows" in event["args"]
     ]

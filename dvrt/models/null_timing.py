@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from dvrt.errors import ConfigError
@@ -41,6 +41,18 @@ class NullTiming:
         for name, value in asdict(self).items():
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} is {value}; a finite number from 0 on")
+
+    def scaled(self, *, token: float = 1.0, prompt: float = 1.0) -> NullTiming:
+        """Decode steps and prompt chunks that take so many times as long."""
+        return replace(
+            self,
+            decode_s=token * self.decode_s,
+            decode_row_s=token * self.decode_row_s,
+            decode_entry_s=token * self.decode_entry_s,
+            chunk_s=prompt * self.chunk_s,
+            prompt_token_s=prompt * self.prompt_token_s,
+            prompt_entry_s=prompt * self.prompt_entry_s,
+        )
 
     def decode_step_s(self, positions: list[int]) -> float:
         """A step that extends logs of these lengths by one entry each."""

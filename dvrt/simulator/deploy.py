@@ -158,22 +158,7 @@ def served(timing: NullTiming, runtime: RuntimeFigures | None, n_stages: int) ->
     measured."""
     if runtime is None:
         return timing
-    token = runtime.token_factor_of(n_stages)
-    return replace(
-        _slower_chunks(timing, runtime.prompt_factor),
-        decode_s=token * timing.decode_s,
-        decode_row_s=token * timing.decode_row_s,
-        decode_entry_s=token * timing.decode_entry_s,
-    )
-
-
-def _slower_chunks(timing: NullTiming, factor: float) -> NullTiming:
-    return replace(
-        timing,
-        chunk_s=factor * timing.chunk_s,
-        prompt_token_s=factor * timing.prompt_token_s,
-        prompt_entry_s=factor * timing.prompt_entry_s,
-    )
+    return timing.scaled(token=runtime.token_factor_of(n_stages), prompt=runtime.prompt_factor)
 
 
 def padded(timing: NullTiming, batch: int, chunk_tokens: int) -> NullTiming:
@@ -225,7 +210,7 @@ def _deployment(
         prompt_batch = setup.prompt_batch or setup.batch
         prompts = LineFigures(
             stages=tuple(
-                replace(stage, timing=_slower_chunks(stage.timing, ship_factor))
+                replace(stage, timing=stage.timing.scaled(prompt=ship_factor))
                 for stage in stages(setup.prompt_stages, prompt_batch)
             ),
             n_microbatches=setup.prompt_microbatches or setup.prompt_stages + 1,

@@ -12,7 +12,6 @@ from dvrt.bench.fidelity_sides import launch_options, setups
 from dvrt.bench.replay import replay
 from dvrt.cluster.launch import launch
 from dvrt.models.tiny import write_tiny
-from dvrt.planner.parts import RuntimeFigures
 from dvrt.simulator.arrivals import Arrival, Load, arrivals
 from dvrt.simulator.deployment import Failure
 
@@ -27,12 +26,12 @@ def test_a_trace_is_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_ratios_are_simulated_over_measured_of_the_same_round() -> None:
-    runtime = RuntimeFigures(step_s=0.0, hop_s=0.0, detect_s=0.0, restart_s=0.0)
     rounds = [
         Round(
-            runtime=runtime,
             measured={"throughput": a},
             simulated={"throughput": b},
+            as_profiled={"throughput": 1.0},
+            pace=[],
             requests=1,
             load=0.0,
         )
