@@ -118,7 +118,8 @@ def compare(
 def _round(case: Case, requests: Path, failures: Sequence[Failure], trace: Path) -> Round:
     traced = replace(case, options={**case.options, "trace": str(trace)})
     tally = asyncio.run(serve(traced, requests, [failures]))[0]
-    pace = paces(case.deployment, list(arrivals(Load(source=str(requests)))), trace)
+    served = [*_warm_up(case), *arrivals(Load(source=str(requests)))]
+    pace = paces(case.deployment, served, trace)
     paced = replace(case, deployment=at_pace(case.deployment, pace))
     return Round(
         measured=figures(tally),
@@ -142,8 +143,12 @@ async def serve(case: Case, trace: Path, runs: Sequence[Sequence[Failure]]) -> l
     """One cluster serves the trace once for each of these; a short run before does not count."""
     requests = list(arrivals(Load(source=str(trace))))
     async with dvrt.launch(case.model, **case.options) as engine:
-        await replay(engine, [Arrival(0.0, PROMPTS[0], OUTPUTS[0])] * case.warm_up)
+        await replay(engine, _warm_up(case))
         return [await replay(engine, requests, failures=failures) for failures in runs]
+
+
+def _warm_up(case: Case) -> list[Arrival]:
+    return [Arrival(0.0, PROMPTS[0], OUTPUTS[0])] * case.warm_up
 
 
 def play(case: Case, trace: Path, failures: Sequence[Failure] = ()) -> Tally:
