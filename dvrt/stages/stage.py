@@ -224,6 +224,7 @@ class StageActor(Actor):
                 compute=self._compute,
                 make_compute=self._make_compute,
                 copies=self._copies,
+                tell=self._tell,
                 on_failure=self.fail,
             )
         loaded = StageLoaded(
@@ -307,7 +308,6 @@ class StageActor(Actor):
                 self.counters.undelivered += 1
                 self._cut(str(error))
         self._copy_behind(step)
-        self._report_swaps()
 
     def _copy_behind(self, step: Step) -> None:
         self._replicator.stepped(step, is_busy=self._steps.n_steps > 0)
@@ -342,11 +342,6 @@ class StageActor(Actor):
                 reason=reason,
             )
         )
-
-    def _report_swaps(self) -> None:
-        news = self._swapping.news() if self._swapping is not None else None
-        if news is not None:
-            self._tell(news)
 
     def _tell(self, note: LinkCut | Copies | Swapped | Arrived) -> None:
         """To the controller, if it is there."""

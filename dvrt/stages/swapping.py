@@ -21,12 +21,15 @@ T = TypeVar("T")
 REFUSED_GAIN = 0.5
 """Below 1 swapping costs more than it brings, which is warned of; with less than this, no error
 that a trial of a step and a copy is likely to make would turn that round."""
+TELL_AFTER_S = 0.2
+"""How old the controller's figures of swapping may be; a word after each step would cost steps."""
 
 
 class Swapping:
     """The steps of one stage and the copies that they need; made on the stage's loop.
 
-    ``on_failure`` is told of a copy that failed, after which the stage cannot go on.
+    ``tell`` gets the figures now and then, while there are copies; ``on_failure`` hears of a copy
+    that failed, after which the stage cannot go on.
     """
 
     def __init__(
@@ -37,13 +40,16 @@ class Swapping:
         compute: Compute,
         make_compute: Callable[[str], Compute],
         copies: CopyLog,
+        tell: Callable[[Swapped], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         spec = order.spec
         name = f"p{order.pipeline}-s{order.stage}"
         self._order = order
         self._lanes = (make_compute(f"{name} copies in"), make_compute(f"{name} copies out"))
-        self._copies, self._is_news = copies, False
+        self._copies, self._tell = copies, tell
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
         entry_bytes = _entry_bytes(order, model)
         self._pager = Pager(
             model,
@@ -87,30 +93,35 @@ class Swapping:
             steps=seen.steps,
         )
 
-    def news(self) -> Swapped | None:
-        """What the controller has not heard of; None if there is nothing."""
-        if not self._is_news:
-            return None
-        self._is_news = False
-        order = self._order
-        return Swapped(pipeline=order.pipeline, stage=order.stage, figures=self.figures())
-
     async def aclose(self) -> None:
         """Drop what has not begun; waits for a copy that has. Before the compute is closed."""
+        self._be_silent()
         self._pager.close()
         for lane in self._lanes:
             await asyncio.to_thread(lane.close)
 
     def abort(self) -> None:
         """As ``aclose``, without waiting."""
+        self._be_silent()
         self._pager.close()
         for lane in self._lanes:
             lane.abandon()
 
     def _copied(self, copied: Copied) -> None:
-        self._is_news = True
+        if self._timer is None:
+            self._timer = self._loop.call_later(TELL_AFTER_S, self._tell_now)
         lane, name = f"copies {copied.direction}", f"{copied.direction} {copied.microbatch}"
         self._copies.add(lane, name, copied.began, copied.nbytes, copied.busy_s)
+
+    def _tell_now(self) -> None:
+        self._timer = None
+        order = self._order
+        note = Swapped(pipeline=order.pipeline, stage=order.stage, figures=self.figures())
+        self._tell(note)
+
+    def _be_silent(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def judge_figures(figures: SwapFigures) -> SwapJudgement | None:
