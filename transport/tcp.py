@@ -23,9 +23,10 @@ _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """What it means to listen at an address that other machines have, or none."""
 
 
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPALIVE": 3, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}
 """Seconds and tries after which the kernel gives up a peer whose host has vanished, though nobody
-sends: a channel that only waits would wait for ever. Systems name the first one differently."""
+sends: a channel that only waits would wait for ever. Systems name the first one differently. Where
+``Limits.unacknowledged_s`` is set, Linux goes by that in place of the count."""
 
 
 def split_host_port(address: str) -> tuple[str, int]:

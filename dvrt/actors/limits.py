@@ -31,8 +31,9 @@ class NodeLimits:
     transfer_s: float = 30.0
     """How long one message may take on the wire before its link is given up."""
     unacknowledged_s: float = 10.0
-    """How long a peer's host may acknowledge nothing before its link is given up: a network may
-    lose what passes between two nodes whom others hear."""
+    """How long what was sent may be on its way without a byte more being taken by the peer's host
+    before the link is given up: a network may lose what passes between two nodes whom others hear.
+    A peer that reads nothing for so long, once its host holds no more, is given up as well."""
     stop_s: float = 5.0
     """How long an actor may take for its last message, and again for ``on_stop``."""
     flush_s: float = 2.0

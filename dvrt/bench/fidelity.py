@@ -117,7 +117,7 @@ def compare(
 
 def _round(case: Case, requests: Path, failures: Sequence[Failure], trace: Path) -> Round:
     traced = replace(case, options={**case.options, "trace": str(trace)})
-    tally = asyncio.run(serve(traced, requests, [failures]))[0]
+    tally = asyncio.run(serve(traced, requests, failures))
     served = [*_warm_up(case), *arrivals(Load(source=str(requests)))]
     pace = paces(case.deployment, served, trace)
     paced = replace(case, deployment=at_pace(case.deployment, pace))
@@ -139,12 +139,12 @@ def _plans(case: Case, seconds: float) -> dict[str, tuple[Failure, ...]]:
     return plans
 
 
-async def serve(case: Case, trace: Path, runs: Sequence[Sequence[Failure]]) -> list[Tally]:
-    """One cluster serves the trace once for each of these; a short run before does not count."""
+async def serve(case: Case, trace: Path, failures: Sequence[Failure] = ()) -> Tally:
+    """A cluster serves the trace; a short run before does not count."""
     requests = list(arrivals(Load(source=str(trace))))
     async with dvrt.launch(case.model, **case.options) as engine:
         await replay(engine, _warm_up(case))
-        return [await replay(engine, requests, failures=failures) for failures in runs]
+        return await replay(engine, requests, failures=failures)
 
 
 def _warm_up(case: Case) -> list[Arrival]:

@@ -54,8 +54,8 @@ REAL_MODEL: Mapping[str, Any] = {
 class Case:
     """One deployment: how it is launched, what the simulator is told, and the rate of requests.
 
-    ``fails`` has the same cluster serve the trace once more, with a worker that is killed. A
-    cluster that ``is_cold`` serves a few requests before.
+    ``fails`` has it serve the trace once more, with a worker that is killed. A cluster that
+    ``is_cold`` serves a few requests before.
     """
 
     name: str

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvrt.bench.stage_spans import StageSpan, read_spans
-from dvrt.models.null_timing import NullTiming
 from dvrt.simulator.arrivals import Arrival
-from dvrt.simulator.deployment import Deployment, LineFigures
+from dvrt.simulator.deployment import Deployment, LineFigures, StageFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +30,7 @@ def paces(deployment: Deployment, requests: Sequence[Arrival], trace: Path) -> l
         [
             _pace(
                 [span for span in read_spans(trace, pipeline=number) if span.stage == stage],
-                figures.timing,
+                figures,
                 requests,
                 line.chunk_tokens,
             )
@@ -58,20 +57,28 @@ def _line_at_pace(line: LineFigures, found: Sequence[Pace]) -> LineFigures:
 
 
 def _pace(
-    spans: Sequence[StageSpan], timing: NullTiming, requests: Sequence[Arrival], chunk_tokens: int
+    spans: Sequence[StageSpan],
+    figures: StageFigures,
+    requests: Sequence[Arrival],
+    chunk_tokens: int,
 ) -> Pace:
-    """Which context a step read is not in a trace: it counts as the mean one of all requests."""
+    """Which context a step read is not in a trace, nor which chunks drew a first token: they count
+    as the mean of all requests."""
+    timing = figures.timing
     context = round(statistics.fmean(_contexts(requests)))
-    chunk_s = statistics.fmean(
-        timing.chunk_step_s(start, n_tokens) for start, n_tokens in _chunks(requests, chunk_tokens)
-    )
+    pieces = list(_chunks(requests, chunk_tokens))
+    chunk_s = statistics.fmean(timing.chunk_step_s(start, n_tokens) for start, n_tokens in pieces)
+    draw_s = figures.draw_s * len(requests) / len(pieces)
     decodes = [span for span in spans if span.rows and not span.chunks]
     chunks = [span for span in spans if span.chunks]
     token = _ratio(
         sum(span.seconds for span in decodes),
         sum(timing.decode_step_s([context] * span.rows) for span in decodes),
     )
-    beside_s = sum(token * timing.decode_step_s([context] * span.rows) for span in chunks)
+    beside_s = sum(
+        token * timing.decode_step_s([context] * span.rows) + span.chunks * draw_s
+        for span in chunks
+    )
     prompt = _ratio(
         sum(span.seconds for span in chunks) - beside_s,
         sum(span.chunks * chunk_s for span in chunks),

@@ -138,7 +138,8 @@ def runtime_figures(
 
     ``timings`` are those of the stages without the runtime, which steps are compared with as well.
     A full pipeline's lap is one step of each microbatch on the slowest stage; a lap alone is a step
-    of each stage and one hop more. ``load_s`` is the load of one of the stages.
+    of each stage and one hop more. Stages that ship were measured beside others, and those that do
+    not alone: what that makes of a step is taken off. ``load_s`` is the load of one of the stages.
     """
     probe = samples.probe
     full, alone = samples.token_s(probe.batch), samples.token_s(1)
@@ -147,17 +148,19 @@ def runtime_figures(
     step_s = max(0.0, full_s / probe.microbatches - max(full))
     hops_s = alone_s - sum(alone) - probe.stages * step_s
     ready_s = statistics.median(each.ready_s for each in samples.replaced)
+    token_factor = sum(full) / sum(_token_s(each, probe, probe.batch) for each in timings)
+    alone_factor = sum(alone) / sum(_token_s(each, probe, 1) for each in timings)
     return RuntimeFigures(
         step_s=step_s,
         hop_s=max(0.0, hops_s / (probe.stages + 1)),
         detect_s=statistics.median(each.detect_s for each in samples.replaced),
         restart_s=max(0.0, ready_s - load_s),
         is_exact=is_exact,
-        token_factor=sum(full) / sum(_token_s(each, probe, probe.batch) for each in timings),
-        alone_factor=sum(alone) / sum(_token_s(each, probe, 1) for each in timings),
+        token_factor=token_factor,
+        alone_factor=alone_factor,
         stages=probe.stages,
         prompt_factor=_prompt_factor(samples, timings),
-        ship_factor=samples.ship_factor,
+        ship_factor=max(1.0, samples.ship_factor * alone_factor / token_factor),
     )
 
 

@@ -18,6 +18,7 @@ from dvrt.bench.profile_runtime import (
     probe_runtime,
     with_runtime,
 )
+from dvrt.bench.profile_ships import OUTPUT
 from dvrt.bench.profile_steps import (
     StepGrid,
     StepSamples,
@@ -137,7 +138,8 @@ def measure_profile(
         return measured
     on_progress("the runtime")
     fits_twice = 2 * _stage_bytes(blueprint, 0, grid) < _room(blueprint)
-    ships = blueprint.options.chunk_tokens if fits_twice else 0
+    longest = min(blueprint.options.chunk_tokens, blueprint.context - OUTPUT)
+    ships = max(0, longest) if fits_twice else 0
     probe = RuntimeProbe(stages=min(2, model.n_layers), ships=ships)
     samples = probe_runtime(blueprint, probe)
     return replace(measured, profile=with_runtime(measured.profile, samples, blueprint.options))

@@ -244,6 +244,8 @@ def _part(inside: Inside, name: str, action: Action, weather: Weather) -> bool:
         return False
     other = others[action.pick // 7 % len(others)]
     addresses = (inside.address(name), inside.address(other))
+    if not all(addresses):
+        return False
     weather.part(name, other, addresses, action.seconds)
     if action.seconds > GIVEN_UP_S:
         loop = asyncio.get_running_loop()

@@ -16,9 +16,11 @@ RELINK_S = 0.05
 in a row it takes twice as long, up to ``LONGEST_PAUSE_S``."""
 LONGEST_PAUSE_S = 1.0
 PATIENCE_S = 10.0
-"""A link that has broken for so long, again and again, is not made anew: one of the two goes."""
-FORGET_S = 30.0
-"""A link that held for so long counts as sound, whether anything passed on it or not."""
+MIN_CUTS = 3
+"""After so long, and so many times in a row, a link is not made anew: one of the two goes."""
+HELD_S = 13.0
+"""A link that held for so long counts as sound, whether anything passed on it or not: what cannot
+be passed on ends it sooner."""
 
 Key = tuple[int, int]
 
@@ -61,7 +63,7 @@ class Partings:
         pause_s = RELINK_S
         if other is not None and other.is_live:
             parting = self._note(seat, other)
-            if parting.latest - parting.since >= PATIENCE_S:
+            if parting.n_cuts >= MIN_CUTS and parting.latest - parting.since >= PATIENCE_S:
                 self._replace(seat, other, message.reason)
                 return
             pause_s = min(RELINK_S * 2 ** (parting.n_cuts - 1), LONGEST_PAUSE_S)
@@ -84,7 +86,7 @@ class Partings:
     def _note(self, seat: Seat, other: Seat) -> _Parting:
         now, owners = self._clock.time(), (seat.owner, other.owner)
         known = self._open.get(seat.key)
-        if known is None or known.owners != owners or now - known.latest > FORGET_S:
+        if known is None or known.owners != owners or now - known.latest > HELD_S:
             known = self._open[seat.key] = _Parting(owners, now, now)
         else:
             known.latest = now
@@ -99,10 +101,11 @@ class Partings:
         self._overseer.lost(gone.owner, reason, 0.0)
 
     def _relink(self, seat: Seat, told: Connect) -> None:
-        """Have the stages connect again, unless this one was told of another neighbour meanwhile;
-        the steps in flight are lost."""
+        """Have the stages connect again, unless this one has another neighbour meanwhile; the steps
+        in flight are lost, even if the stage was told something else in between."""
         self._alarms.quiet(seat.key)
-        if seat.told is told and seat.is_live:
+        is_here = self._overseer.topology.seat(*seat.key) is seat and seat.is_live
+        if is_here and seat.told is not None and seat.told.next_actor == told.next_actor:
             self._dispatcher.steps_lost(seat.key[0])
             self._overseer.connect_again(seat.key[0])
 

@@ -50,6 +50,7 @@ class Swapping:
         self._copies, self._tell = copies, tell
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
         entry_bytes = _entry_bytes(order, model)
         self._pager = Pager(
             model,
@@ -108,7 +109,7 @@ class Swapping:
             lane.abandon()
 
     def _copied(self, copied: Copied) -> None:
-        if self._timer is None:
+        if self._timer is None and not self._is_closed:
             self._timer = self._loop.call_later(TELL_AFTER_S, self._tell_now)
         lane, name = f"copies {copied.direction}", f"{copied.direction} {copied.microbatch}"
         self._copies.add(lane, name, copied.began, copied.nbytes, copied.busy_s)
@@ -120,6 +121,7 @@ class Swapping:
         self._tell(note)
 
     def _be_silent(self) -> None:
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
 

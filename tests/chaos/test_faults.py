@@ -18,7 +18,7 @@ from dvrt.chaos.traffic import Answer, ask
 from dvrt.chaos.weather import Weather
 from dvrt.cluster.crew import Crew
 from dvrt.cluster.engine import Engine
-from dvrt.cluster.partings import FORGET_S, LONGEST_PAUSE_S, PATIENCE_S
+from dvrt.cluster.partings import HELD_S, LONGEST_PAUSE_S, PATIENCE_S
 from dvrt.stages.replicas import ReplicaActor
 from dvrt.transport.faults import Direction
 from dvrt.virtual import run_virtual
@@ -203,9 +203,23 @@ def test_blips_far_from_each_other_do_not_add_up(model: Path, right: dict[int, A
     async def fault(engine: Engine, _: Weather) -> None:
         for _ in range(12):
             unlink(engine, "worker-0", VICTIM)
-            await asyncio.sleep(2 * FORGET_S)
+            await asyncio.sleep(HELD_S + 2)
 
     assert disturbed(model, right, fault, is_lost=False, limit_s=1000.0).names == []
+
+
+def test_a_stage_that_is_told_something_else_while_it_waits_to_connect(
+    model: Path, right: dict[int, Answer], tmp_path: Path
+) -> None:
+    """What was lost with its link is lost all the same."""
+
+    async def fault(engine: Engine, _: Weather) -> None:
+        unlink(engine, "worker-0", VICTIM)
+        await asyncio.sleep(0.02)
+        engine._controller._overseer.archive_failed("worker-0")
+
+    seen = disturbed(model, right, fault, is_lost=False, persist=str(tmp_path))
+    assert seen.names == []
 
 
 def test_slow_steps_in_a_long_queue_are_no_stuck_worker(

@@ -347,7 +347,7 @@ def test_what_laps_tell_of_the_runtime() -> None:
     assert found.hop_s == pytest.approx((7.5 - 2.4 - 2.0) / 3)
     assert (found.detect_s, found.restart_s) == (0.1, 2.5)
     assert (found.token_factor, found.prompt_factor) == (2.0, 1.5)
-    assert found.ship_factor == 1.3
+    assert found.ship_factor == pytest.approx(1.3 * 1.6 / 2.0)
     assert [found.token_factor_of(n) for n in (1, 2, 5)] == [pytest.approx(1.6), 2.0, 2.0]
     busy = replace(samples, spans=[replace(each, seconds=9.0) for each in samples.spans])
     slow = runtime_figures(busy, timings, load_s=5.0, is_exact=False)

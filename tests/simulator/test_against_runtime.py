@@ -66,7 +66,7 @@ def test_throughput_and_medians(
     """They are the same, but for logs that come while a stage for tokens computes."""
     case = make_case(name, model, tmp_path, rate_per_s)
     trace = write_trace(tmp_path / "trace.json", rate_per_s, SECONDS)
-    (served,) = run_virtual(serve(case, trace, [()]), seed=None)
+    served = run_virtual(serve(case, trace), seed=None)
     simulated = figures(play(case, trace))
     assert served.counts["requests"] == len(json.loads(trace.read_text()))
     for key, measured in figures(served).items():
