@@ -49,6 +49,7 @@ def disturbed(
     *,
     is_lost: bool = True,
     limit_s: float = 120.0,
+    seed: int = 0,
     **options: Any,
 ) -> Seen:
     """The crowd is answered while the fault happens in its midst; every answer is checked."""
@@ -85,7 +86,7 @@ def disturbed(
 
     token = wiring.set(weather.network)
     try:
-        run_virtual(guarded())
+        run_virtual(guarded(), seed=seed)
     finally:
         wiring.reset(token)
     return seen
