@@ -80,13 +80,13 @@ def measure(*, quick: bool) -> Measured:
         "measured (pace: over what the profile says); worst_error is the largest distance from 1"
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        sides = [make(Path(scratch), quick=quick) for make in (null_side, real_side)]
-        for side in sides:
-            runtime = side.probe()
-            cases = side.cases(runtime)[: 1 if quick else None]
-            rounds = compare(side, cases, Path(scratch), seconds)
+        for make in (null_side, real_side):
+            side = make(Path(scratch), quick=quick)
+            if quick:
+                side = replace(side, cases=side.cases[:1])
+            rounds = compare(side, Path(scratch), seconds)
             results[side.name] = {
-                "runtime": asdict(runtime),
+                "runtime": side.runtime,
                 **{case: [asdict(each) for each in played] for case, played in rounds.items()},
             }
             notes.append(f"{side.name}: {side.about}")
@@ -101,13 +101,11 @@ def measure(*, quick: bool) -> Measured:
     )
 
 
-def compare(
-    side: Side, cases: Sequence[Case], folder: Path, seconds: float
-) -> dict[str, list[Round]]:
+def compare(side: Side, folder: Path, seconds: float) -> dict[str, list[Round]]:
     """Every case in every round, and the one that ``fails`` with a failure as well."""
     found: dict[str, list[Round]] = defaultdict(list)
     for _ in range(side.rounds):
-        for case in cases:
+        for case in side.cases:
             requests = folder / f"{side.name}-{case.name}.json"
             write_trace(requests, case.rate_per_s, seconds)
             for name, failures in _plans(case, seconds).items():

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dvrt.bench.null_times import write_timing
-from dvrt.bench.profile_runtime import (
-    RuntimeProbe,
-    measure_runtime,
-    probe_runtime,
-    runtime_figures,
-    with_runtime,
-)
+from dvrt.bench.profile_runtime import RuntimeProbe, measure_runtime, runtime_figures
 from dvrt.bench.profiler import look_at, make_grid, measure_profile
-from dvrt.cluster.plan import Blueprint
 from dvrt.config import LaunchOptions
 from dvrt.models.null_timing import NullTiming
 from dvrt.planner.parts import RuntimeFigures
@@ -77,16 +70,14 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """A device and its deployments, which are served ``rounds`` times.
-
-    ``probe`` measures what the runtime costs there, and ``cases`` are simulated with that.
-    """
+    """A device, its deployments, which are served ``rounds`` times, and what the runtime costs
+    there."""
 
     name: str
     about: str
     rounds: int
-    probe: Callable[[], RuntimeFigures]
-    cases: Callable[[RuntimeFigures], tuple[Case, ...]]
+    runtime: dict[str, Any]
+    cases: tuple[Case, ...]
 
 
 def setups(stages: int) -> dict[str, Setup]:
@@ -127,34 +118,30 @@ def null_side(folder: Path, *, quick: bool) -> Side:
         folder / "null", "gpt2", n_layers=6, hidden_size=16, max_positions=2 * CONTEXT
     )
     device = {"device": "null", "null_timing": str(write_timing(folder / "times.toml", TIMING))}
-
-    def case(name: str, setup: Setup, runtime: RuntimeFigures) -> Case:
+    probe = _probe(stages, quick=quick)
+    runtime = runtime_figures(
+        measure_runtime(str(model), probe, **device),
+        [TIMING] * stages,
+        load_s=TIMING.start_s + TIMING.load_s,
+        is_exact=False,
+    )
+    cases = []
+    for name, setup in setups(stages).items():
         options = launch_options(setup) | device
         if setup.device_slots is not None:
             options["swap_bandwidth"] = SWAP_BANDWIDTH
-        return Case(
-            name=name,
-            model=str(model),
-            options=options,
-            deployment=_null_deployment(setup, runtime),
-            rate_per_s=NULL_RATES[name],
-            fails=name == "colocated",
+        cases.append(
+            Case(
+                name=name,
+                model=str(model),
+                options=options,
+                deployment=_null_deployment(setup, runtime),
+                rate_per_s=NULL_RATES[name],
+                fails=name == "colocated",
+            )
         )
-
-    return Side(
-        name="null",
-        about=f"{stages} stages of null devices, steps of {1000 * TIMING.decode_s:g} ms and more",
-        rounds=1,
-        probe=lambda: runtime_figures(
-            measure_runtime(str(model), _probe(stages, quick=quick), **device),
-            [TIMING] * stages,
-            load_s=TIMING.start_s + TIMING.load_s,
-            is_exact=False,
-        ),
-        cases=lambda runtime: tuple(
-            case(name, setup, runtime) for name, setup in setups(stages).items()
-        ),
-    )
+    about = f"{stages} stages of null devices, steps of {1000 * TIMING.decode_s:g} ms and more"
+    return Side(name="null", about=about, rounds=1, runtime=asdict(runtime), cases=tuple(cases))
 
 
 def _null_deployment(setup: Setup, runtime: RuntimeFigures) -> Deployment:
@@ -179,45 +166,40 @@ def real_side(folder: Path, *, quick: bool) -> Side:
 
     stages = 2
     model = write_tiny(folder / "real", "gpt2", **REAL_MODEL)
-    options = LaunchOptions.make(model=str(model), device="cpu", chunk_tokens=CHUNK)
-    blueprint = look_at(options)
-    profile = _profile(blueprint, quick=quick)
-
-    def case(name: str, setup: Setup, runtime: RuntimeFigures) -> Case:
-        return Case(
+    profile = _profile(model, stages, quick=quick)
+    assert profile.runtime is not None
+    cases = [
+        Case(
             name=name,
             model=str(model),
             options=launch_options(setup) | {"device": "cpu"},
             deployment=deploy_profile(
                 setup,
-                replace(profile, runtime=runtime),
-                failures=FailureFigures(detect_s=runtime.detect_s, restart_s=runtime.restart_s),
+                profile,
+                failures=FailureFigures(
+                    detect_s=profile.runtime.detect_s, restart_s=profile.runtime.restart_s
+                ),
             ),
             rate_per_s=REAL_RATES[name],
             fails=name == "colocated",
         )
-
-    def probe() -> RuntimeFigures:
-        samples = probe_runtime(blueprint, _probe(stages, quick=quick))
-        runtime = with_runtime(profile, samples, options).runtime
-        assert runtime is not None
-        return runtime
-
+        for name, setup in setups(stages).items()
+    ]
     return Side(
         name="real",
         about=f"{stages} stages, {profile.note}",
         rounds=1 if quick else REAL_ROUNDS,
-        probe=probe,
-        cases=lambda runtime: tuple(
-            case(name, setup, runtime) for name, setup in setups(stages).items()
-        ),
+        runtime=asdict(profile.runtime),
+        cases=tuple(cases),
     )
 
 
-def _profile(blueprint: Blueprint, *, quick: bool) -> Profile:
+def _profile(model: Path, stages: int, *, quick: bool) -> Profile:
+    options = LaunchOptions.make(model=str(model), device="cpu", chunk_tokens=CHUNK)
+    blueprint = look_at(options)
     batches = (1, BATCH) if quick else (1, 2, BATCH)
     grid = make_grid(blueprint, batches, (64, 128, CONTEXT), 3 if quick else 9)
-    return measure_profile(blueprint, grid, is_served=False).profile
+    return measure_profile(blueprint, grid, probe=_probe(stages, quick=quick)).profile
 
 
 def _probe(stages: int, *, quick: bool) -> RuntimeProbe:

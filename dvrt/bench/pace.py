@@ -7,6 +7,7 @@ is one question, and how long they take another; the pace of the very run answer
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,18 +27,18 @@ class Pace:
 
 def paces(deployment: Deployment, requests: Sequence[Arrival], trace: Path) -> list[list[Pace]]:
     """Of each stage of each pipeline, from the trace of a launch that served these requests."""
-    return [
-        [
-            _pace(
-                [span for span in read_spans(trace, pipeline=number) if span.stage == stage],
-                figures,
-                requests,
-                line.chunk_tokens,
-            )
-            for stage, figures in enumerate(line.stages)
-        ]
-        for number, (_, line) in enumerate(deployment.lines)
-    ]
+    found = []
+    for number, (_, line) in enumerate(deployment.lines):
+        spans: dict[int, list[StageSpan]] = defaultdict(list)
+        for span in read_spans(trace, pipeline=number):
+            spans[span.stage].append(span)
+        found.append(
+            [
+                _pace(spans[stage], figures, requests, line.chunk_tokens)
+                for stage, figures in enumerate(line.stages)
+            ]
+        )
+    return found
 
 
 def at_pace(deployment: Deployment, found: Sequence[Sequence[Pace]]) -> Deployment:

@@ -101,14 +101,14 @@ def measure_profile(
     *,
     layers: int | None = None,
     on_progress: OnProgress = lambda what: None,
-    is_served: bool = True,
+    probe: RuntimeProbe | None = None,
     measure_launch: MeasureLaunch | None = None,
 ) -> MeasuredProfile:
     """Measure with the device, dtype, threads, exactness and chunks of the blueprint's options.
 
-    ``layers`` takes the last so many only, for a model that does not fit; its layers count as all
-    alike. Then, or unless it ``is_served``, what the runtime costs is left out. Raises ConfigError
-    for what does not fit, ModelError for the checkpoint.
+    ``probe`` says how the runtime's own costs are measured. ``layers`` takes the last so many only,
+    for a model that does not fit; its layers count as all alike, and the runtime's costs are left
+    out. Raises ConfigError for what does not fit, ModelError for the checkpoint.
     """
     model = blueprint.model
     taken = model.n_layers if layers is None else layers
@@ -134,15 +134,21 @@ def measure_profile(
         restore=links.restore,
     )
     measured = _put_together(blueprint, steps, links, recovery, taken)
-    if taken < model.n_layers or not is_served:
+    if taken < model.n_layers:
         return measured
     on_progress("the runtime")
-    fits_twice = 2 * _stage_bytes(blueprint, 0, grid) < _room(blueprint)
-    longest = min(blueprint.options.chunk_tokens, blueprint.context - OUTPUT)
-    ships = max(0, longest) if fits_twice else 0
-    probe = RuntimeProbe(stages=min(2, model.n_layers), ships=ships)
+    probe = probe or _usual_probe(blueprint, grid)
     samples = probe_runtime(blueprint, probe)
     return replace(measured, profile=with_runtime(measured.profile, samples, blueprint.options))
+
+
+def _usual_probe(blueprint: Blueprint, grid: StepGrid) -> RuntimeProbe:
+    """Logs are sent away only where the model fits twice, and prompts leave room for tokens."""
+    fits_twice = 2 * _stage_bytes(blueprint, 0, grid) < _room(blueprint)
+    longest = min(blueprint.options.chunk_tokens, blueprint.context - OUTPUT)
+    return RuntimeProbe(
+        stages=min(2, blueprint.model.n_layers), ships=max(0, longest) if fits_twice else 0
+    )
 
 
 def _stage(blueprint: Blueprint, first: int, batch: int, context: int) -> StageSpec:

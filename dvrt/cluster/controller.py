@@ -244,7 +244,7 @@ class Controller(Actor):
             return False
         if not self._is_over and message.id >= self.succession.first_number:  # else a former life's
             if self._dispatcher.step_done(message):
-                self._partings.landed(message.pipeline)
+                self._partings.forget(message.pipeline)
             self._reports.take(message)
         return True
 
@@ -354,7 +354,7 @@ class Controller(Actor):
             self._restorer.abandon(seat)
         self._chronicle.retired(pipeline)
         self._rebalancer.retired(pipeline)
-        self._partings.retired(pipeline)
+        self._partings.forget(pipeline)
 
     def _end_serving(self, error: DvrtError, *, state: str) -> None:
         """Take nothing new; what runs ends with this error."""

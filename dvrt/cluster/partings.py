@@ -69,14 +69,11 @@ class Partings:
             pause_s = min(RELINK_S * 2 ** (parting.n_cuts - 1), LONGEST_PAUSE_S)
         self._alarms.set(seat.key, pause_s, self._relink, seat, told)
 
-    def landed(self, pipeline: int) -> None:
-        """A step that counts has passed all stages of a pipeline."""
-        if self._open or self._blamed_far:
-            self._forget(pipeline)
-
-    def retired(self, pipeline: int) -> None:
-        """The pipeline is no more."""
-        self._forget(pipeline)
+    def forget(self, pipeline: int) -> None:
+        """A step that counts has passed all stages of a pipeline, or it is no more."""
+        for kept in (self._open, self._blamed_far):
+            for key in [key for key in kept if key[0] == pipeline]:
+                del kept[key]
 
     def close(self) -> None:
         """Connect nobody any more."""
@@ -108,8 +105,3 @@ class Partings:
         if is_here and seat.told is not None and seat.told.next_actor == told.next_actor:
             self._dispatcher.steps_lost(seat.key[0])
             self._overseer.connect_again(seat.key[0])
-
-    def _forget(self, pipeline: int) -> None:
-        for kept in (self._open, self._blamed_far):
-            for key in [key for key in kept if key[0] == pipeline]:
-                del kept[key]
