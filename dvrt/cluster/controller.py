@@ -44,6 +44,7 @@ from dvrt.protocol.messages import (
     Replicated,
     StageLoaded,
     Swapped,
+    Unreached,
 )
 from dvrt.requests import FinishReason, Request
 from dvrt.results import Status, WorkerStatus
@@ -244,7 +245,7 @@ class Controller(Actor):
             return False
         if not self._is_over and message.id >= self.succession.first_number:  # else a former life's
             if self._dispatcher.step_done(message):
-                self._partings.forget(message.pipeline)
+                self._partings.stepped(message.pipeline)
             self._reports.take(message)
         return True
 
@@ -265,6 +266,8 @@ class Controller(Actor):
                 self._overseer.connected(message)
             case LinkCut():
                 self._partings.cut(message)
+            case Unreached():
+                self._partings.unreached(message)
             case _:
                 raise ProtocolError(f"the controller does not take {type(message).__name__}")
         return None
@@ -276,6 +279,8 @@ class Controller(Actor):
         if message.reason:
             self._chronicle.log_refused(message)
         if not self._restorer.arrived(seat, message):
+            if not message.reason:
+                self._partings.arrived(seat)
             self._dispatcher.log_arrived(
                 seat, message.slot, message.seq, message.epoch, message.length
             )
@@ -354,7 +359,7 @@ class Controller(Actor):
             self._restorer.abandon(seat)
         self._chronicle.retired(pipeline)
         self._rebalancer.retired(pipeline)
-        self._partings.forget(pipeline)
+        self._partings.retired(pipeline)
 
     def _end_serving(self, error: DvrtError, *, state: str) -> None:
         """Take nothing new; what runs ends with this error."""

@@ -1,7 +1,9 @@
-"""Neighbours that live and have lost the link between them: connected anew, up to a point."""
+"""Stages that live and have lost the link between them: connected anew, up to a point."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dvrt.actors.alarms import Alarms
@@ -9,7 +11,7 @@ from dvrt.clock import Clock
 from dvrt.cluster.dispatch import Dispatcher
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.topology import Seat
-from dvrt.protocol.messages import Connect, LinkCut
+from dvrt.protocol.messages import Connect, LinkCut, Unreached
 
 RELINK_S = 0.05
 """A link that breaks is made anew no sooner: a neighbour may be dead and not yet missed. Each time
@@ -22,31 +24,37 @@ HELD_S = 13.0
 """A link that held for so long counts as sound, whether anything passed on it or not: what cannot
 be passed on ends it sooner."""
 
-Key = tuple[int, int]
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""Two stages: the one that did not reach the other comes first."""
 
 
 @dataclass(slots=True)
 class _Parting:
-    """Two neighbours since their link broke first, with no step finished in between."""
+    """Two stages since their link broke first, with nothing that has passed it since."""
 
     owners: tuple[str, str]
     since: float
     latest: float
     n_cuts: int = 1
 
+    @property
+    def is_lasting(self) -> bool:
+        return self.n_cuts >= MIN_CUTS and self.latest - self.since >= PATIENCE_S
+
 
 class Partings:
-    """Has neighbours connect again, and in the end replaces one of the two.
+    """Has neighbours connect again; in the end replaces one of two that do not reach each other.
 
+    So it is with a stage that ships logs to one of another pipeline: it dials anew for each log.
     Nobody can tell which of them the network has left: first the one that was not reached goes, the
     next time the other, in turns. One that is gone already is the overseer's business.
     """
 
     def __init__(self, overseer: Overseer, dispatcher: Dispatcher, clock: Clock) -> None:
         self._overseer, self._dispatcher, self._clock = overseer, dispatcher, clock
-        self._open: dict[Key, _Parting] = {}
-        self._blamed_far: dict[Key, bool] = {}
-        self._alarms: Alarms[Key] = Alarms()
+        self._open: dict[Pair, _Parting] = {}
+        self._blamed_far: dict[Pair, bool] = {}
+        self._alarms: Alarms[tuple[int, int]] = Alarms()
         self._is_closed = False
 
     def cut(self, message: LinkCut) -> None:
@@ -62,37 +70,59 @@ class Partings:
         other = topology.seat(message.pipeline, message.stage + 1)
         pause_s = RELINK_S
         if other is not None and other.is_live:
-            parting = self._note(seat, other)
-            if parting.n_cuts >= MIN_CUTS and parting.latest - parting.since >= PATIENCE_S:
+            parting = self._note(seat, other, held_s=HELD_S)
+            if parting.is_lasting:
                 self._replace(seat, other, message.reason)
                 return
             pause_s = min(RELINK_S * 2 ** (parting.n_cuts - 1), LONGEST_PAUSE_S)
         self._alarms.set(seat.key, pause_s, self._relink, seat, told)
 
-    def forget(self, pipeline: int) -> None:
-        """A step that counts has passed all stages of a pipeline, or it is no more."""
-        for kept in (self._open, self._blamed_far):
-            for key in [key for key in kept if key[0] == pipeline]:
-                del kept[key]
+    def unreached(self, message: Unreached) -> None:
+        """A stage does not reach one of another pipeline, to which it was to send a log."""
+        topology = self._overseer.topology
+        seat = topology.seat(message.pipeline, message.stage)
+        other = next((each for each in topology.seats if each.actor == message.actor), None)
+        if self._is_closed or seat is None or other is None or seat.owner == other.owner:
+            return
+        if seat.is_live and other.is_live and self._note(seat, other).is_lasting:
+            self._replace(seat, other, message.reason)
+
+    def stepped(self, pipeline: int) -> None:
+        """A step that counts has passed all stages of a pipeline."""
+        self._forget(lambda near, far: near[0] == far[0] == pipeline)
+
+    def arrived(self, seat: Seat) -> None:
+        """All of a log has come to a stage, whoever had a part of it."""
+        self._forget(lambda near, far: far == seat.key and near[0] != far[0])
+
+    def retired(self, pipeline: int) -> None:
+        """A pipeline is no more."""
+        self._forget(lambda near, far: pipeline in (near[0], far[0]))
 
     def close(self) -> None:
         """Connect nobody any more."""
         self._is_closed = True
         self._alarms.close()
 
-    def _note(self, seat: Seat, other: Seat) -> _Parting:
-        now, owners = self._clock.time(), (seat.owner, other.owner)
-        known = self._open.get(seat.key)
-        if known is None or known.owners != owners or now - known.latest > HELD_S:
-            known = self._open[seat.key] = _Parting(owners, now, now)
+    def _forget(self, covers: Callable[[tuple[int, int], tuple[int, int]], bool]) -> None:
+        for kept in (self._open, self._blamed_far):
+            for pair in [pair for pair in kept if covers(*pair)]:
+                del kept[pair]
+
+    def _note(self, seat: Seat, other: Seat, *, held_s: float = math.inf) -> _Parting:
+        now, owners, pair = self._clock.time(), (seat.owner, other.owner), (seat.key, other.key)
+        known = self._open.get(pair)
+        if known is None or known.owners != owners or now - known.latest > held_s:
+            known = self._open[pair] = _Parting(owners, now, now)
         else:
             known.latest = now
             known.n_cuts += 1
         return known
 
     def _replace(self, seat: Seat, other: Seat, why: str) -> None:
-        del self._open[seat.key]
-        is_far = self._blamed_far[seat.key] = not self._blamed_far.get(seat.key, False)
+        pair = (seat.key, other.key)
+        del self._open[pair]
+        is_far = self._blamed_far[pair] = not self._blamed_far.get(pair, False)
         gone, near = (other, seat) if is_far else (seat, other)
         reason = f"it and {near.owner} do not reach each other: {why}"
         self._overseer.lost(gone.owner, reason, 0.0)

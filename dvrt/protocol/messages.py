@@ -154,6 +154,19 @@ class LinkCut:
     reason: str
 
 
+@message("stage.unreached")
+class Unreached:
+    """A stage to the controller: no link to a stage of another pipeline, ``actor``, could be had.
+
+    What was to be sent there will be asked for again.
+    """
+
+    pipeline: int
+    stage: int
+    actor: str
+    reason: str
+
+
 @message("stage.rewind")
 class Rewind:
     """Steps with an id below ``below`` are void: skip those not computed, drop their results."""

@@ -6,6 +6,7 @@ Lives on the event loop; compute hands items over from its own thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 from dvrt.actors.ref import ActorRef
 from dvrt.buffers import Region
-from dvrt.errors import ActorError, TransportError
+from dvrt.errors import ActorError, ActorGone, TransportError
 from dvrt.protocol.messages import PipelineAddress, StageAddress
 from dvrt.stages.cargo import Cargo, Sealed
 from dvrt.stages.copy_log import CopyLog
@@ -26,6 +27,8 @@ HELD_BYTES = 64 << 20
 COMMIT_TRIES = 3
 COMMIT_PAUSE_S = 0.25
 """A commit that cannot be sent is tried again: without it nobody learns what else was lost."""
+UNREACHED_PAUSE_S = 1.0
+"""How often a target that cannot be reached is told of, at most."""
 MAX_SIGHTINGS = 4096
 
 Pack = Callable[[Cargo], Awaitable[Any]]
@@ -53,6 +56,7 @@ class _Target:
         self.first, self.last = address.first, address.stop
         self.lane = lane
         self.streams: dict[int, LogStream] = {}
+        self.missed_at = -math.inf
 
     def part_of(self, item: Cargo | Sealed) -> Cargo | Sealed | None:
         first, last = max(self.first, item.first), min(self.last, item.last)
@@ -80,10 +84,12 @@ class Shipper:
         entry_bytes: Callable[[int, int], int],
         copies: CopyLog,
         on_failure: Callable[[BaseException], None],
+        on_unreached: Callable[[str, str], None],
     ) -> None:
+        """``on_unreached`` is told, now and then, which actor has no link to it, and why."""
         self._me, self._copies = me, copies
         self._make_ref, self._pack, self._entry_bytes = make_ref, pack, entry_bytes
-        self._on_failure = on_failure
+        self._on_failure, self._on_unreached = on_failure, on_unreached
         self._loop = asyncio.get_running_loop()
         self._pipelines: dict[int, list[_Target]] = {}
         self._targets: dict[str, _Target] = {}
@@ -168,8 +174,17 @@ class Shipper:
             else:
                 for piece in item.pieces(self._entry_bytes(item.first, item.last)):
                     await self._send_piece(target, stream, piece)
+        except ActorGone as error:
+            self._missed(target, str(error))
+            raise
         finally:
             self._done(item)
+
+    def _missed(self, target: _Target, reason: str) -> None:
+        now = self._loop.time()
+        if now - target.missed_at >= UNREACHED_PAUSE_S:
+            target.missed_at = now
+            self._on_unreached(str(target.ref), reason)
 
     def _stream(self, target: _Target, item: Cargo | Sealed) -> LogStream:
         """That of the item's log; a newer log for the same slot begins another."""

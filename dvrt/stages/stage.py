@@ -44,6 +44,7 @@ from dvrt.protocol.messages import (
     Rewind,
     StageLoaded,
     Swapped,
+    Unreached,
 )
 from dvrt.stages.cargo import Cargo
 from dvrt.stages.compute import Compute, Done
@@ -201,6 +202,7 @@ class StageActor(Actor):
             entry_bytes=model.entry_bytes,
             copies=self._copies,
             on_failure=self.fail,
+            on_unreached=self._unreached,
         )
         executor.outlet = self._shipper
         self._intake = Intake(
@@ -343,7 +345,13 @@ class StageActor(Actor):
             )
         )
 
-    def _tell(self, note: LinkCut | Copies | Swapped | Arrived) -> None:
+    def _unreached(self, actor: str, reason: str) -> None:
+        order = self._order
+        self._tell(
+            Unreached(pipeline=order.pipeline, stage=order.stage, actor=actor, reason=reason)
+        )
+
+    def _tell(self, note: LinkCut | Unreached | Copies | Swapped | Arrived) -> None:
         """To the controller, if it is there."""
         with suppress(DvrtError):
             self._controller.tell_nowait(note)

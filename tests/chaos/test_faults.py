@@ -200,6 +200,45 @@ def test_neighbours_whose_links_break_again_and_again(
     assert PATIENCE_S <= seen.detected_s <= PATIENCE_S + 2 * LONGEST_PAUSE_S
 
 
+APART = {"stages": None, "prompt_stages": 1, "token_stages": 2}
+
+
+@pytest.mark.parametrize("far", ["worker-1", "worker-2"])
+def test_a_prompt_stage_that_never_again_reaches_a_token_stage(
+    model: Path, right: dict[int, Answer], far: str
+) -> None:
+    """Their logs do not arrive, however often they are sent: one of the two is replaced."""
+
+    async def fault(engine: Engine, weather: Weather) -> None:
+        await part_for_good(engine, weather, "worker-0", far)
+
+    seen = disturbed(model, right, fault, limit_s=300.0, **APART)
+    assert seen.names == [far]
+    assert PATIENCE_S <= seen.detected_s <= 60.0
+
+
+def test_a_prompt_stage_that_reaches_a_token_stage_again(
+    model: Path, right: dict[int, Answer]
+) -> None:
+    async def fault(engine: Engine, weather: Weather) -> None:
+        inside = Inside(engine)
+        addresses = (inside.address("worker-0"), inside.address("worker-1"))
+        weather.part("worker-0", "worker-1", addresses, 14.0)
+        await asyncio.sleep(10.0)
+        unlink(engine, "worker-0", "worker-1")
+
+    assert disturbed(model, right, fault, is_lost=False, limit_s=300.0, **APART).names == []
+
+
+async def part_for_good(engine: Engine, weather: Weather, one: str, other: str) -> None:
+    """They do not hear each other any more; the system gives up their link after a while."""
+    inside = Inside(engine)
+    addresses = (inside.address(one), inside.address(other))
+    weather.part(one, other, addresses, 1e6)
+    await asyncio.sleep(10.0)
+    inside.unlink(one, addresses[1])
+
+
 def test_blips_far_from_each_other_do_not_add_up(model: Path, right: dict[int, Answer]) -> None:
     async def fault(engine: Engine, _: Weather) -> None:
         for _ in range(12):
