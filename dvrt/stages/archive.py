@@ -88,6 +88,7 @@ class ArchiveActor(Holder):
             case SendReplica():
                 return await self._send(message)
             case DropReplicas(pipeline=pipeline):
+                self.dropped.add(pipeline)
                 for stage in self._stages.values():
                     stage.origins.pop(pipeline, None)
                     stage.files.index.drop(pipeline)
@@ -96,7 +97,7 @@ class ArchiveActor(Holder):
         return None
 
     async def _guarded(self, note: Replicate, context: Context) -> None:
-        if self._is_off:
+        if self._is_off or note.pipeline in self.dropped:
             return
         data = context.attachments[0] if context.attachments else bytearray()
         try:

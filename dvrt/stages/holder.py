@@ -11,10 +11,14 @@ from dvrt.protocol.messages import LogRange, ReplicaGap, Replicated
 
 
 class Holder(Actor):
-    """Acknowledges to the actor at ``controller``. Whoever is gone needs to be told nothing."""
+    """Acknowledges to the actor at ``controller``. Whoever is gone needs to be told nothing.
+
+    Entries of a pipeline in ``dropped`` may still be on their way; nobody wants them.
+    """
 
     def __init__(self, controller: str) -> None:
         self._controller = controller
+        self.dropped: set[int] = set()
 
     async def try_tell(self, address: str, message: object) -> None:
         with suppress(ActorError, TransportError):

@@ -53,8 +53,9 @@ class ReplicaActor(Holder):
 
     async def receive(self, message: Message, context: Context) -> Any:
         match message:
-            case Replicate():
-                await self._store(message, context)
+            case Replicate(pipeline=pipeline):
+                if pipeline not in self.dropped:
+                    await self._store(message, context)
             case SendReplica():
                 return await self._send(message)
             case DropReplicas(pipeline=pipeline):
@@ -164,5 +165,6 @@ class ReplicaActor(Holder):
         return ReplicaSent(ranges=tuple(sent))
 
     def _drop(self, pipeline: int) -> None:
+        self.dropped.add(pipeline)
         for key in [key for key in self._shelves if key[0] == pipeline]:
             self._nbytes -= self._shelves.pop(key).nbytes

@@ -331,11 +331,24 @@ def test_at_the_bound_the_newest_are_refused() -> None:
         assert keeper.actor.nbytes == 80
         assert await keeper.send(0, 1, 99) == (10, entries(0, 1, 10))
         await keeper.ref.tell(DropReplicas(pipeline=3))
-        await keeper.store((1, 2, 2, 0, 10))
+        await keeper.store((1, 2, 2, 0, 10), pipeline=4)
         assert (await keeper.stored()).refused == 0
         assert keeper.actor.nbytes == 80
 
     keeping(attack, limit_bytes=80)
+
+
+def test_what_comes_after_its_pipeline_was_dropped_is_not_kept() -> None:
+    async def attack(keeper: Keeper) -> None:
+        await keeper.store((0, 1, 1, 0, 6))
+        await keeper.ref.tell(DropReplicas(pipeline=3))
+        await keeper.store((0, 1, 1, 6, 7), (1, 2, 2, 0, 5))
+        await keeper.store((0, 1, 1, 0, 2), pipeline=4)
+        await keeper.stored()
+        assert keeper.actor.nbytes == 8 * 2
+        assert not keeper.shop.desk.all(ReplicaGap)
+
+    keeping(attack)
 
 
 @pytest.mark.parametrize(
