@@ -111,7 +111,8 @@ class Overseer:
         self._reconcile()
         if not self.topology.seats_of(member.name):
             self._outlook.status(member.status, "it waits to be needed")
-            self.roster.tell(member.host, WarmUp(order=next(iter(self.topology.seats)).order))
+            orders = tuple(seat.order for seat in self.topology.seats)
+            self.roster.tell(member.host, WarmUp(orders=orders))
 
     def loaded(self, loaded: StageLoaded) -> None:
         """A stage has its weights; others can be told where it is."""

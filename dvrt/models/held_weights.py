@@ -52,6 +52,10 @@ class HeldWeights:
         """The tensor in host memory, not to be written to; None if it is not there."""
         return self._tensors.get((entry.file, entry.name))
 
+    @property
+    def nbytes(self) -> int:
+        return sum([tensor.nbytes for tensor in list(self._tensors.values())])
+
     def drop(self) -> None:
         """Let go of all tensors, and hold no more."""
         self._is_over = True

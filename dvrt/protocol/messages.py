@@ -51,9 +51,9 @@ class LoadStage:
 
 @message("stage.warm")
 class WarmUp:
-    """The controller to a spare's host: have ready what ``order``, or another stage's, needs."""
+    """The controller to a spare's host: have ready what these stages need, one of which it gets."""
 
-    order: LoadStage
+    orders: tuple[LoadStage, ...]
 
 
 @message("stage.close")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from dvrt.errors import ModelError
 from dvrt.kv.spans import Span
 from dvrt.models.checkpoint import read_tensor_index
 from dvrt.models.hash_model import HashModel
-from dvrt.models.held_weights import HeldWeights
+from dvrt.models.prepared import Prepared
 from dvrt.models.read_ahead import read_ahead
 from dvrt.models.sampling import draw
 from dvrt.models.swap_hash import swapping_hash_model
@@ -39,38 +39,42 @@ async def run_stage_worker(boot: WorkerBoot) -> int:
 
 
 def make_host(boot: WorkerBoot) -> HostActor:
-    held = HeldWeights()
+    prepared = Prepared()
     return HostActor(
         boot.name,
         boot.controller,
         replica_bytes=boot.replica_bytes or sys.maxsize,
         persist=Path(boot.persist) if boot.persist else None,
-        make_executor=partial(make_executor, held=held),
+        make_executor=partial(make_executor, prepared=prepared),
         make_compute=make_compute,
-        prepare=partial(prepare, held=held),
+        prepare=partial(prepare, prepared=prepared),
     )
 
 
-def prepare(order: LoadStage, is_over: Callable[[], bool], *, held: HeldWeights) -> None:
-    """All weights of the order's model come to this process's memory, or as near as it permits;
-    and a stage on the CPU is loaded once, for all that takes longer the first time."""
-    directory = Path(order.spec.directory)
+def prepare(
+    orders: Sequence[LoadStage], is_over: Callable[[], bool], *, prepared: Prepared
+) -> None:
+    """All weights of the orders' model come to this process's memory, or as near as it permits, and
+    its stages on the CPU are made of them."""
+    directory = Path(orders[0].spec.directory)
     try:
-        if not held.hold(read_tensor_index(directory), is_over=is_over):
+        if not prepared.held.hold(read_tensor_index(directory), is_over=is_over):
             read_ahead(directory, is_over=is_over)
-        elif order.spec.device == "cpu" and not is_over():
-            _make_runner(order, held)
+            return
+        for order in orders:
+            if order.spec.device == "cpu" and prepared.has_room and not is_over():
+                prepared.put(_new_runner(order, prepared), order.spec)
     except (ModelError, OSError):  # whoever loads it says what is wrong
         return
 
 
-def make_executor(order: LoadStage, *, held: HeldWeights) -> StageExecutor:
+def make_executor(order: LoadStage, *, prepared: Prepared) -> StageExecutor:
     """Load the stage's model; runs on the compute thread. Raises ModelError, OutOfMemory."""
     spec = order.spec
     try:
-        model = _make_model(order, held)
+        model = _make_model(order, prepared)
     finally:
-        held.drop()
+        prepared.drop()
     return StageExecutor(
         model,
         span=Span.of(spec.first, spec.stop),
@@ -82,11 +86,11 @@ def make_executor(order: LoadStage, *, held: HeldWeights) -> StageExecutor:
     )
 
 
-def _make_model(order: LoadStage, held: HeldWeights) -> StageModel:
+def _make_model(order: LoadStage, prepared: Prepared) -> StageModel:
     spec = order.spec
     if spec.device == "null":
         return swapping_hash_model(spec, order.vocab_size) if spec.swaps else _hash_model(order)
-    runner = _make_runner(order, held)
+    runner = prepared.take(spec) or _new_runner(order, prepared)
     if not spec.swaps:
         return runner
     from dvrt.models.swap_arena import swap_runner
@@ -94,11 +98,11 @@ def _make_model(order: LoadStage, held: HeldWeights) -> StageModel:
     return swap_runner(runner, spec)
 
 
-def _make_runner(order: LoadStage, held: HeldWeights) -> StageRunner:
+def _new_runner(order: LoadStage, prepared: Prepared) -> StageRunner:
     from dvrt.models.runner import StageRunner
     from dvrt.models.selfcheck import check_exactness
 
-    runner = StageRunner(order.spec.on_device(), held=held)
+    runner = StageRunner(order.spec.on_device(), held=prepared.held)
     if order.spec.exact:
         found = check_exactness(runner)
         if not found.holds:

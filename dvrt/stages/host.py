@@ -65,8 +65,8 @@ class HostActor(Actor):
         match message:
             case LoadStage():
                 self._load(message)
-            case WarmUp(order=order):
-                self._warmth.begin(order)
+            case WarmUp(orders=orders):
+                self._warmth.begin(orders)
             case CloseStage(pipeline=pipeline, stage=stage, reason=reason):
                 await self._close(_name(pipeline, stage), reason)
             case Survey(below=below):

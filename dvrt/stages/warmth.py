@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dvrt.protocol.messages import LoadStage
 
-Prepare = Callable[[LoadStage, Callable[[], bool]], None]
-"""Does for the stages of an order's model what can be done ahead, until it is told that it is over;
+Prepare = Callable[[Sequence[LoadStage], Callable[[], bool]], None]
+"""Does for these stages of one model what can be done ahead, until it is told that it is over;
 never raises. Runs on a thread of its own."""
 LOWEST_PRIORITY = 19
 
@@ -24,10 +24,10 @@ class Warmth:
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
 
-    def begin(self, order: LoadStage) -> None:
-        """Prepare for this order's model, for all of its stages; the first time only."""
-        if self._task is None and not self._is_over:
-            self._task = asyncio.get_running_loop().create_task(self._warm_up(order))
+    def begin(self, orders: Sequence[LoadStage]) -> None:
+        """Prepare for these stages of a model; the first time only."""
+        if orders and self._task is None and not self._is_over:
+            self._task = asyncio.get_running_loop().create_task(self._warm_up(orders))
 
     async def wait(self, order: LoadStage) -> None:
         """Return when the order's weights are in host memory, on the null device; on others at
@@ -45,14 +45,15 @@ class Warmth:
         if self._task is not None:
             self._task.cancel()
 
-    async def _warm_up(self, order: LoadStage) -> None:
+    async def _warm_up(self, orders: Sequence[LoadStage]) -> None:
+        order = orders[0]
         if order.spec.device == "null":
             await asyncio.sleep(order.n_stages * order.timing.read_s if order.timing else 0.0)
             return
         thread = ThreadPoolExecutor(1, "dvrt warm-up", initializer=_give_way)
         try:
             await asyncio.get_running_loop().run_in_executor(
-                thread, self._prepare, order, lambda: self._is_over
+                thread, self._prepare, orders, lambda: self._is_over
             )
         finally:
             thread.shutdown(wait=False)

@@ -1,0 +1,124 @@
+"""Stages that a spare has made ahead are those that it gets, and the others are let go of."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dvrt.models import prepared as prepared_module
+from dvrt.models.prepared import Prepared
+from dvrt.models.runner import StageRunner
+from dvrt.models.spec import StageSpec
+from dvrt.models.tiny import write_tiny
+from dvrt.protocol.messages import LoadStage
+from dvrt.stages.assembly import make_executor, prepare
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> list[LoadStage]:
+    """Two stages of two layers."""
+    directory = str(write_tiny(tmp_path / "model", "gpt2", n_layers=4))
+    return [
+        LoadStage(
+            controller="local://c/controller",
+            pipeline=0,
+            stage=stage,
+            n_stages=2,
+            spec=StageSpec(
+                directory=directory,
+                first=2 * stage,
+                stop=2 * stage + 2,
+                n_layers=4,
+                dtype="float32",
+                n_microbatches=1,
+                batch_size=4,
+                max_context=32,
+            ),
+            vocab_size=256,
+            null_step_s=0.0,
+        )
+        for stage in range(2)
+    ]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[StageRunner]]:
+    """Every runner from here on."""
+    found: list[weakref.ref[StageRunner]] = []
+    make: Callable[..., None] = StageRunner.__init__
+
+    def init(self: StageRunner, *args: object, **options: object) -> None:
+        make(self, *args, **options)
+        found.append(weakref.ref(self))
+
+    monkeypatch.setattr(StageRunner, "__init__", init)
+    return found
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_whichever_stage_it_gets_is_there(
+    orders: list[LoadStage], made: list[weakref.ref[StageRunner]], stage: int
+) -> None:
+    ready, order = Prepared(), orders[stage]
+    prepare(orders, never, prepared=ready)
+    assert [each() is not None for each in made] == [True, True]
+    executor = make_executor(order, prepared=ready)
+    assert len(made) == 2 and executor.model is made[stage]()
+    gc.collect()
+    assert made[1 - stage]() is None
+    assert ready.held.nbytes == 0
+    fresh = make_executor(order, prepared=Prepared()).model
+    inputs = torch.linspace(-1, 1, 4 * made[stage]().hidden_size).view(4, 1, -1)
+    outputs = [
+        model.decode(0, [0] * 4, inputs if stage else [1, 2, 3, 4])
+        for model in (executor.model, fresh)
+    ]
+    assert torch.equal(*outputs)
+
+
+def test_another_split_is_made_of_what_is_held(
+    orders: list[LoadStage], made: list[weakref.ref[StageRunner]]
+) -> None:
+    ready = Prepared()
+    prepare(orders[:1], never, prepared=ready)
+    executor = make_executor(orders[1], prepared=ready)
+    assert executor.model is made[1]()
+
+
+def test_what_comes_too_late_is_not_kept(
+    orders: list[LoadStage], made: list[weakref.ref[StageRunner]]
+) -> None:
+    ready = Prepared()
+    make_executor(orders[0], prepared=ready)
+    prepare(orders, never, prepared=ready)
+    gc.collect()
+    assert ready.held.nbytes == 0
+    assert [each() for each in made if each() is not None] == []
+
+
+def test_without_memory_for_them_only_weights_are_held(
+    orders: list[LoadStage],
+    made: list[weakref.ref[StageRunner]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready = Prepared()
+    monkeypatch.setattr(prepared_module, "available_bytes", lambda: 0)
+    prepare(orders, never, prepared=ready)
+    assert made == [] and ready.held.nbytes > 0
+
+
+def test_it_ends_when_it_is_told_to(
+    orders: list[LoadStage], made: list[weakref.ref[StageRunner]]
+) -> None:
+    ready = Prepared()
+    prepare(orders, lambda: bool(made), prepared=ready)
+    assert len(made) == 1
