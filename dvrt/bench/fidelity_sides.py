@@ -34,7 +34,7 @@ TIMING = NullTiming(
 SWAP_BANDWIDTH = 8_000_000_000
 NULL_RATES = {"colocated": 5.0, "disaggregated": 4.0, "swapping": 4.0}
 REAL_RATES = {"colocated": 1.5, "disaggregated": 1.5, "swapping": 1.5}
-REAL_ROUNDS = 3
+ROUNDS = 3
 REAL_MODEL: Mapping[str, Any] = {
     "n_layers": 8,
     "hidden_size": 512,
@@ -141,7 +141,13 @@ def null_side(folder: Path, *, quick: bool) -> Side:
             )
         )
     about = f"{stages} stages of null devices, steps of {1000 * TIMING.decode_s:g} ms and more"
-    return Side(name="null", about=about, rounds=1, runtime=asdict(runtime), cases=tuple(cases))
+    return Side(
+        name="null",
+        about=about,
+        rounds=1 if quick else ROUNDS,
+        runtime=asdict(runtime),
+        cases=tuple(cases),
+    )
 
 
 def _null_deployment(setup: Setup, runtime: RuntimeFigures) -> Deployment:
@@ -188,7 +194,7 @@ def real_side(folder: Path, *, quick: bool) -> Side:
     return Side(
         name="real",
         about=f"{stages} stages, {profile.note}",
-        rounds=1 if quick else REAL_ROUNDS,
+        rounds=1 if quick else ROUNDS,
         runtime=asdict(profile.runtime),
         cases=tuple(cases),
     )

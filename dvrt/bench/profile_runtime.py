@@ -1,8 +1,9 @@
 """What the runtime costs beside the model: steps, hops, and the replacement of a lost worker.
 
-Measured on a pipeline of real processes as it serves: one request alone, in whose laps all hops
-show, full microbatches, where only what a busy stage does shows, and workers that are killed. What
-the steps themselves take meanwhile is in the launch's trace.
+Measured on a pipeline of real processes as it serves: one request alone, as many microbatches as
+stages, where every hop shows, full microbatches, where only what a busy stage does shows, and
+workers that are killed. What the steps themselves take meanwhile, and when each begins, is in the
+launch's trace.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import dvrt
+from dvrt.bench.profile_hops import hop_s
 from dvrt.bench.profile_ships import measure_ships
 from dvrt.bench.stage_spans import StageSpan, read_spans
 from dvrt.cluster.plan import Blueprint
@@ -35,7 +37,8 @@ POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeProbe:
-    """How much is measured; ``tokens`` of each request, ``rounds`` of laps, ``kills`` of workers.
+    """How much is measured; ``tokens`` of each request, ``rounds`` of each kind, ``kills`` of
+    workers.
 
     ``ships``: so many tokens, in one chunk, have the prompts whose logs are sent away, for which
     the whole model is loaded twice; 0 is none.
@@ -53,17 +56,14 @@ class RuntimeProbe:
         return self.stages + 1
 
     @property
+    def hop_rows(self) -> int:
+        """Rows of a microbatch while hops are measured: more than one request alone has."""
+        return min(2, self.batch)
+
+    @property
     def context(self) -> float:
         """The mean one of a request's token steps."""
         return PROMPT + self.tokens / 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Laps:
-    """Seconds between two tokens of a row: of one request alone, and in full microbatches."""
-
-    alone_s: float
-    full_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +76,12 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSamples:
-    """All repeats. See ``runtime_figures`` for what follows from them."""
+    """All repeats. ``laps_s`` are seconds between two tokens of a row in full microbatches. See
+    ``runtime_figures`` for what follows from them.
+    """
 
     probe: RuntimeProbe
-    laps: list[Laps]
+    laps_s: list[float]
     replaced: list[Replaced]
     spans: list[StageSpan]
     ship_factor: float = 1.0
@@ -113,12 +115,12 @@ def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeS
         )
         async with launched as engine:
             await _lap_s(engine, probe, 1)
-            laps = [await _laps(engine, probe) for _ in range(probe.rounds)]
+            laps_s = [await _round_s(engine, probe) for _ in range(probe.rounds)]
             replaced = [
                 await _replaced(engine, probe, number % probe.stages)
                 for number in range(probe.kills)
             ]
-            return RuntimeSamples(probe=probe, laps=laps, replaced=replaced, spans=[])
+            return RuntimeSamples(probe=probe, laps_s=laps_s, replaced=replaced, spans=[])
 
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
@@ -137,22 +139,19 @@ def runtime_figures(
     """What is left of laps when the steps' own times are taken off, and of recoveries the load.
 
     ``timings`` are those of the stages without the runtime, which steps are compared with as well.
-    A full pipeline's lap is one step of each microbatch on the slowest stage; a lap alone is a step
-    of each stage and one hop more. Stages that ship were measured beside others, and those that do
-    not alone: what that makes of a step is taken off. ``load_s`` is the load of one of the stages.
+    A full pipeline's lap is one step of each microbatch on the slowest stage. Stages that ship were
+    measured beside others, and those that do not alone: what that makes of a step is taken off.
+    ``load_s`` is the load of one of the stages.
     """
     probe = samples.probe
     full, alone = samples.token_s(probe.batch), samples.token_s(1)
-    full_s = statistics.median(each.full_s for each in samples.laps)
-    alone_s = statistics.median(each.alone_s for each in samples.laps)
-    step_s = max(0.0, full_s / probe.microbatches - max(full))
-    hops_s = alone_s - sum(alone) - probe.stages * step_s
+    step_s = statistics.fmean(samples.laps_s) / probe.microbatches - max(full)
     ready_s = statistics.median(each.ready_s for each in samples.replaced)
     token_factor = sum(full) / sum(_token_s(each, probe, probe.batch) for each in timings)
     alone_factor = sum(alone) / sum(_token_s(each, probe, 1) for each in timings)
     return RuntimeFigures(
-        step_s=step_s,
-        hop_s=max(0.0, hops_s / (probe.stages + 1)),
+        step_s=max(0.0, step_s),
+        hop_s=hop_s(samples.spans, n_stages=probe.stages, rows=probe.hop_rows),
         detect_s=statistics.median(each.detect_s for each in samples.replaced),
         restart_s=max(0.0, ready_s - load_s),
         is_exact=is_exact,
@@ -230,11 +229,11 @@ async def until_whole(engine: dvrt.Engine) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def _laps(engine: dvrt.Engine, probe: RuntimeProbe) -> Laps:
-    return Laps(
-        alone_s=await _lap_s(engine, probe, 1),
-        full_s=await _lap_s(engine, probe, probe.microbatches * probe.batch),
-    )
+async def _round_s(engine: dvrt.Engine, probe: RuntimeProbe) -> float:
+    """One request alone, one microbatch for each stage, and all of them full, whose lap it is."""
+    await _lap_s(engine, probe, 1)
+    await _lap_s(engine, probe, probe.stages * probe.hop_rows)
+    return await _lap_s(engine, probe, probe.microbatches * probe.batch)
 
 
 async def _lap_s(engine: dvrt.Engine, probe: RuntimeProbe, rows: int) -> float:

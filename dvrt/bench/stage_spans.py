@@ -12,12 +12,22 @@ _LANE = re.compile(r"pipeline (\d+) stage (\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpan:
-    """One step's compute at one stage: the rows that it decoded, and its chunks of prompts."""
+    """One step's compute at one stage: the rows that it decoded, and its chunks of prompts.
+
+    ``began_s`` is in seconds since the trace's beginning.
+    """
 
     stage: int
     rows: int
     chunks: int
     seconds: float
+    began_s: float = 0.0
+    step: int = 0
+    microbatch: int = 0
+
+    @property
+    def end_s(self) -> float:
+        return self.began_s + self.seconds
 
 
 def read_spans(trace: Path, *, pipeline: int = 0) -> list[StageSpan]:
@@ -34,6 +44,9 @@ def read_spans(trace: Path, *, pipeline: int = 0) -> list[StageSpan]:
             rows=event["args"]["rows"],
             chunks=event["args"]["chunks"],
             seconds=event["dur"] / 1e6,
+            began_s=event["ts"] / 1e6,
+            step=event["args"]["step"],
+            microbatch=int(event["name"].rpartition(" ")[2]),
         )
         for event in events
         if event["ph"] == "X"

@@ -24,9 +24,9 @@ class RuntimeFigures:
     token steps with pauses and with nothing beside them. Prompt steps that send what they compute
     to other machines take ``ship_factor`` times as long. ``step_s`` is what a busy stage takes
     for a step beside its compute, ``hop_s`` a step's way from one process to the next and on to its
-    compute. A killed worker is missed ``detect_s`` later, and ``restart_s`` after that another has
-    joined; then it loads its weights. ``is_exact`` says that whole batches and chunks are computed,
-    whatever is in them.
+    compute while all stages are at work. A killed worker is missed ``detect_s`` later, and
+    ``restart_s`` after that another has joined; then it loads its weights. ``is_exact`` says that
+    whole batches and chunks are computed, whatever is in them.
     """
 
     step_s: float

@@ -18,8 +18,9 @@ import typer
 
 import dvrt
 from dvrt.bench import profiler
+from dvrt.bench.profile_hops import hop_s
 from dvrt.bench.profile_links import LinkFigures, disk_rate
-from dvrt.bench.profile_runtime import Laps, Replaced, RuntimeProbe, RuntimeSamples, runtime_figures
+from dvrt.bench.profile_runtime import Replaced, RuntimeProbe, RuntimeSamples, runtime_figures
 from dvrt.bench.profile_steps import layer_share, relative_errors
 from dvrt.bench.stage_spans import StageSpan, read_spans
 from dvrt.cli.plan import plan
@@ -56,7 +57,7 @@ def spans(rows: int, *seconds: float, chunks: int = 0) -> list[StageSpan]:
 
 SERVED = RuntimeSamples(
     probe=RuntimeProbe(stages=2, batch=4),
-    laps=[Laps(alone_s=5.0, full_s=9.0)],
+    laps_s=[9.0],
     replaced=[Replaced(detect_s=0.02, ready_s=3.0)],
     spans=spans(4, 1e-6, 1e-6) + spans(1, 1e-6, 1e-6) + spans(0, 1e-6, 1e-6, chunks=1),
 )
@@ -327,12 +328,11 @@ def test_what_a_stage_adds_is_in_its_times() -> None:
 
 
 def test_what_laps_tell_of_the_runtime() -> None:
-    """Three microbatches on stages of 2 s: 3 s a step; alone two steps, and three hops."""
-    laps = [Laps(alone_s=7.5, full_s=9.0)] * 2 + [Laps(alone_s=70.0, full_s=90.0)]
+    """Three microbatches on stages of 2 s: 3 s a step."""
     replaced = [Replaced(detect_s=0.1, ready_s=4.0)]
     samples = RuntimeSamples(
         probe=RuntimeProbe(stages=2, batch=4),
-        laps=laps,
+        laps_s=[8.0, 10.0],
         replaced=replaced,
         spans=[
             *(spans(4, 1.0, 2.0) + spans(1, 0.8, 1.6)),
@@ -344,14 +344,42 @@ def test_what_laps_tell_of_the_runtime() -> None:
     timings = [NullTiming(decode_s=0.5, chunk_s=2.0), NullTiming(decode_s=1.0, chunk_s=2.0)]
     found = runtime_figures(samples, timings, load_s=1.5, is_exact=False)
     assert found.step_s == pytest.approx(1.0)
-    assert found.hop_s == pytest.approx((7.5 - 2.4 - 2.0) / 3)
     assert (found.detect_s, found.restart_s) == (0.1, 2.5)
     assert (found.token_factor, found.prompt_factor) == (2.0, 1.5)
     assert found.ship_factor == pytest.approx(1.3 * 1.6 / 2.0)
     assert [found.token_factor_of(n) for n in (1, 2, 5)] == [pytest.approx(1.6), 2.0, 2.0]
     busy = replace(samples, spans=[replace(each, seconds=9.0) for each in samples.spans])
     slow = runtime_figures(busy, timings, load_s=5.0, is_exact=False)
-    assert (slow.step_s, slow.hop_s, slow.restart_s) == (0.0, 0.0, 0.0)
+    assert (slow.step_s, slow.restart_s) == (0.0, 0.0)
+
+
+def test_hops_are_seen_where_the_next_stage_is_free() -> None:
+    """Two microbatches on two stages of 5 s; 1 s to the other stage, 2 s by the controller. The
+    second microbatch waits for each stage.
+    """
+    ring = [
+        StageSpan(
+            stage=stage,
+            rows=2,
+            chunks=0,
+            seconds=5.0,
+            began_s=13.0 * lap + 5.6 * microbatch + 6.0 * stage,
+            step=2 * lap + microbatch,
+            microbatch=microbatch,
+        )
+        for lap in range(5)
+        for microbatch in range(2)
+        for stage in range(2)
+    ]
+    assert hop_s(ring, n_stages=2, rows=2) == pytest.approx((1.0 + 2.0) / 3)
+    assert hop_s(ring, n_stages=2, rows=1) == 0.0
+
+    def later(since_s: float) -> list[StageSpan]:
+        return [
+            replace(each, began_s=each.began_s + (each.began_s >= since_s) * 1e6) for each in ring
+        ]
+
+    assert hop_s(later(26.0), n_stages=2, rows=2) == pytest.approx(1.0)  # a loss is no hop
 
 
 def test_spans_come_from_the_trace_of_a_launch(tmp_path: Path, model: Path) -> None:
