@@ -18,13 +18,17 @@ NO_HOP = 10.0
 
 
 def hop_s(spans: Sequence[StageSpan], *, n_stages: int, rows: int) -> float:
-    """The mean of those of a round, one more than stages, by steps that decode ``rows`` and nothing
-    else; 0 where there are none."""
+    """The mean of a round's, by steps that decode ``rows`` and nothing else. A way on which no
+    such step was seen is left out; 0 where that is every way."""
     stages = [_in_order(spans, stage) for stage in range(n_stages)]
-    ways_s = [list(_ways(near, far)) for near, far in pairwise(stages)]
-    returns_s = list(_returns(stages[-1], stages[0]))
-    kept = [[gap for step, gap in way if _is_plain(step, rows)] for way in (*ways_s, returns_s)]
-    return sum(_mean(each) for each in kept) / (n_stages + 1)
+    ways = [(1, _ways(near, far)) for near, far in pairwise(stages)]
+    ways.append((2, _returns(stages[-1], stages[0])))
+    sum_s, n_hops = 0.0, 0
+    for hops, found in ways:
+        gaps_s = [gap_s for step, gap_s in found if step.rows == rows and not step.chunks]
+        if gaps_s:
+            sum_s, n_hops = sum_s + _mean(gaps_s), n_hops + hops
+    return sum_s / n_hops if n_hops else 0.0
 
 
 def _in_order(spans: Sequence[StageSpan], stage: int) -> list[StageSpan]:
@@ -56,12 +60,6 @@ def _returns(
             yield span, span.began_s - left_s
 
 
-def _is_plain(step: StageSpan, rows: int) -> bool:
-    return step.rows == rows and not step.chunks
-
-
 def _mean(gaps_s: Sequence[float]) -> float:
-    if not gaps_s:
-        return 0.0
     most_s = NO_HOP * statistics.median(gaps_s)
     return statistics.fmean(each for each in gaps_s if each <= most_s)

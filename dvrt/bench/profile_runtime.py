@@ -115,7 +115,7 @@ def measure_runtime(model: str, probe: RuntimeProbe, **options: Any) -> RuntimeS
         )
         async with launched as engine:
             await _lap_s(engine, probe, 1)
-            laps_s = [await _round_s(engine, probe) for _ in range(probe.rounds)]
+            laps_s = [await _full_lap_s(engine, probe) for _ in range(probe.rounds)]
             replaced = [
                 await _replaced(engine, probe, number % probe.stages)
                 for number in range(probe.kills)
@@ -138,8 +138,9 @@ def runtime_figures(
 ) -> RuntimeFigures:
     """What is left of laps when the steps' own times are taken off, and of recoveries the load.
 
-    ``timings`` are those of the stages without the runtime, which steps are compared with as well.
-    A full pipeline's lap is one step of each microbatch on the slowest stage. Stages that ship were
+    ``timings`` are those of the stages without the runtime, which steps are compared with. A full
+    pipeline's lap is one step of each microbatch on the slowest stage; hops are seen between the
+    steps (``profile_hops``). Stages that ship were
     measured beside others, and those that do not alone: what that makes of a step is taken off.
     ``load_s`` is the load of one of the stages.
     """
@@ -201,7 +202,7 @@ def probe_runtime(blueprint: Blueprint, probe: RuntimeProbe) -> RuntimeSamples:
 
 
 def with_runtime(profile: Profile, samples: RuntimeSamples, options: LaunchOptions) -> Profile:
-    """The profile and what is left of the runtime's laps when its step times are taken off."""
+    """The profile with what the runtime costs beside its step times."""
     probe = samples.probe
     stages = profile_stages(
         replace(profile, runtime=None),
@@ -229,7 +230,7 @@ async def until_whole(engine: dvrt.Engine) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def _round_s(engine: dvrt.Engine, probe: RuntimeProbe) -> float:
+async def _full_lap_s(engine: dvrt.Engine, probe: RuntimeProbe) -> float:
     """One request alone, one microbatch for each stage, and all of them full, whose lap it is."""
     await _lap_s(engine, probe, 1)
     await _lap_s(engine, probe, probe.stages * probe.hop_rows)

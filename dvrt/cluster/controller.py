@@ -279,8 +279,9 @@ class Controller(Actor):
         if message.reason:
             self._chronicle.log_refused(message)
         if not self._restorer.arrived(seat, message):
-            if not message.reason:
-                self._partings.arrived(seat)
+            origin = self._dispatcher.pipeline_of(message.seq)
+            if origin is not None and not message.reason:
+                self._partings.arrived(seat, origin)
             self._dispatcher.log_arrived(
                 seat, message.slot, message.seq, message.epoch, message.length
             )

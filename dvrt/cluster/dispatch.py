@@ -205,6 +205,10 @@ class Dispatcher:
             )
             self._handle(event)
 
+    def pipeline_of(self, seq: int) -> int | None:
+        """The pipeline in which a sequence has its row; None: it has none, or has ended."""
+        return self._scheduler.pipeline_of(seq)
+
     def stage_lost(self, seat: Seat) -> None:
         pipeline, stage = seat.key
         self._handle(StageLost(pipeline=pipeline, stage=stage, now=self._clock.time()))

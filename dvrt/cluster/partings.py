@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +22,9 @@ MIN_CUTS = 3
 HELD_S = 13.0
 """A link that held for so long counts as sound, whether anything passed on it or not: what cannot
 be passed on ends it sooner."""
+TRIED_S = 60.0
+"""What is shipped tries a link from time to time only; so long after it was missed last, that is
+forgotten."""
 
 Pair = tuple[tuple[int, int], tuple[int, int]]
 """Two stages: the one that did not reach the other comes first."""
@@ -46,8 +48,9 @@ class Partings:
     """Has neighbours connect again; in the end replaces one of two that do not reach each other.
 
     So it is with a stage that ships logs to one of another pipeline: it dials anew for each log.
-    Nobody can tell which of them the network has left: first the one that was not reached goes, the
-    next time the other, in turns. One that is gone already is the overseer's business.
+    The one that takes part in more partings goes. Where neither does, nobody can tell which of them
+    the network has left: first the one that was not reached goes, the next time the other, in
+    turns. One that is gone already is the overseer's business.
     """
 
     def __init__(self, overseer: Overseer, dispatcher: Dispatcher, clock: Clock) -> None:
@@ -70,7 +73,7 @@ class Partings:
         other = topology.seat(message.pipeline, message.stage + 1)
         pause_s = RELINK_S
         if other is not None and other.is_live:
-            parting = self._note(seat, other, held_s=HELD_S)
+            parting = self._note(seat, other, HELD_S)
             if parting.is_lasting:
                 self._replace(seat, other, message.reason)
                 return
@@ -84,16 +87,16 @@ class Partings:
         other = next((each for each in topology.seats if each.actor == message.actor), None)
         if self._is_closed or seat is None or other is None or seat.owner == other.owner:
             return
-        if seat.is_live and other.is_live and self._note(seat, other).is_lasting:
+        if seat.is_live and other.is_live and self._note(seat, other, TRIED_S).is_lasting:
             self._replace(seat, other, message.reason)
 
     def stepped(self, pipeline: int) -> None:
         """A step that counts has passed all stages of a pipeline."""
         self._forget(lambda near, far: near[0] == far[0] == pipeline)
 
-    def arrived(self, seat: Seat) -> None:
-        """All of a log has come to a stage, whoever had a part of it."""
-        self._forget(lambda near, far: far == seat.key and near[0] != far[0])
+    def arrived(self, seat: Seat, pipeline: int) -> None:
+        """All of a log has come to a stage, from all those of a pipeline that had a part of it."""
+        self._forget(lambda near, far: far == seat.key and near[0] == pipeline != far[0])
 
     def retired(self, pipeline: int) -> None:
         """A pipeline is no more."""
@@ -109,7 +112,7 @@ class Partings:
             for pair in [pair for pair in kept if covers(*pair)]:
                 del kept[pair]
 
-    def _note(self, seat: Seat, other: Seat, *, held_s: float = math.inf) -> _Parting:
+    def _note(self, seat: Seat, other: Seat, held_s: float) -> _Parting:
         now, owners, pair = self._clock.time(), (seat.owner, other.owner), (seat.key, other.key)
         known = self._open.get(pair)
         if known is None or known.owners != owners or now - known.latest > held_s:
@@ -121,11 +124,26 @@ class Partings:
 
     def _replace(self, seat: Seat, other: Seat, why: str) -> None:
         pair = (seat.key, other.key)
+        excess = self._n_partings(other) - self._n_partings(seat)
         del self._open[pair]
-        is_far = self._blamed_far[pair] = not self._blamed_far.get(pair, False)
+        is_far = excess > 0 or (not excess and not self._blamed_far.get(pair, False))
+        self._blamed_far[pair] = is_far
         gone, near = (other, seat) if is_far else (seat, other)
         reason = f"it and {near.owner} do not reach each other: {why}"
         self._overseer.lost(gone.owner, reason, 0.0)
+
+    def _n_partings(self, seat: Seat) -> int:
+        """From how many of those that are there a worker is parted."""
+        others: set[str] = set()
+        for pair, parting in self._open.items():
+            if seat.owner in parting.owners and self._is_current(pair, parting):
+                others.update(parting.owners)
+        return len(others)
+
+    def _is_current(self, pair: Pair, parting: _Parting) -> bool:
+        seats = [self._overseer.topology.seat(*key) for key in pair]
+        owners = tuple(seat.owner for seat in seats if seat is not None)
+        return owners == parting.owners and self._clock.time() - parting.latest <= TRIED_S
 
     def _relink(self, seat: Seat, told: Connect) -> None:
         """Have the stages connect again, unless this one has another neighbour meanwhile; the steps

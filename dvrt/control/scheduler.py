@@ -105,6 +105,11 @@ class Scheduler:
         group = self._book.groups.get(request_id)
         return {} if group is None else {n: each.id for n, each in group.live.items()}
 
+    def pipeline_of(self, seq: int) -> int | None:
+        """The pipeline in which a live sequence has its row, if it has one."""
+        sequence = self._book.find(seq)
+        return None if sequence is None or sequence.seat is None else sequence.seat.pipeline
+
     def next_deadline(self) -> float | None:
         """When the next Tick is needed; None if nothing has a deadline."""
         ends = [g.deadline for g in self._book.groups.values() if g.deadline is not None]

@@ -5,6 +5,7 @@ Every tensor that the stage needs is found and its shape compared before the fir
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from dvrt.models.weights import Progress, read_tensors
 CausalModel = Any
 """A transformers model for causal language modelling; its methods carry no types."""
 
+_building = threading.Lock()
+"""transformers sets the process's default dtype while it builds a model, and sets it back."""
 _OTHER_HEAD_NAMES = ("embed_out.weight",)
 _ENTRY_FACTORS = ("embedding_multiplier",)
 """Attributes by which a base model multiplies what enters it (Granite)."""
@@ -80,7 +83,7 @@ def _build(spec: StageSpec, dtype: torch.dtype) -> tuple[CausalModel, Cut]:
         )
     attention = "eager" if cut.alibi else EXACT if spec.exact else FAST
     make: Any = AutoModelForCausalLM
-    with torch.device("meta"):
+    with _building, torch.device("meta"):
         try:
             model = make.from_config(config, dtype=dtype, attn_implementation=attention)
         except Exception as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ _FEWEST_EXACT_ROWS = 4
 class StageRunner:
     """The layers [first, stop) of a checkpoint. See ``StageSpec`` for slots, rows and exactness.
 
-    Make it and call it on one thread; ``n_threads`` is that thread's setting in PyTorch.
+    Call it on one thread at a time; ``n_threads`` is set in PyTorch for the one that calls.
     Weights that are ``held`` are not read again. Raises ModelError for a checkpoint that cannot be
     loaded or run.
     """
@@ -52,18 +53,10 @@ class StageRunner:
             self.weights_bytes = stage.weights_bytes
             extent = round_up(round_up(spec.max_context, spec.chunk_tokens), EXTENT_TOKENS)
             self._forward = Forward(stage, spec, extent=extent)
-            geometry = examine(self._forward)
+            self._geometry = examine(self._forward)
         self.hidden_size = self._forward.hidden_size
         self._n_rows = _exact_rows(spec.batch_size) if spec.exact else spec.batch_size
-        self.arena = Arena(
-            n_layers=spec.stop - spec.first,
-            n_slots=spec.n_slots + self._n_rows - spec.batch_size,
-            max_context=spec.max_context,
-            chunk_tokens=spec.chunk_tokens,
-            geometry=geometry,
-            dtype=self._dtype,
-            device=self._device,
-        )
+        self.arena = self._new_arena()
         self._cache = ArenaCache(self.arena, spec.first)
         self._columns = torch.arange(self.arena.tokens, device=self._device)
         self._open = torch.zeros((), dtype=self._dtype, device=self._device)
@@ -72,6 +65,24 @@ class StageRunner:
     def __repr__(self) -> str:
         first, stop = self.spec.layers
         return f"<StageRunner {self.spec.directory} [{first}, {stop}) of {self.spec.n_layers}>"
+
+    def reserve(self, n_microbatches: int) -> None:
+        """Have room for so many microbatches; what logs there were are gone. Raises ModelError."""
+        self.spec = self._forward.spec = replace(self.spec, n_microbatches=n_microbatches)
+        self.arena = self._new_arena()
+        self._cache = ArenaCache(self.arena, self.spec.first)
+
+    def _new_arena(self) -> Arena:
+        spec = self.spec
+        return Arena(
+            n_layers=spec.stop - spec.first,
+            n_slots=spec.n_slots + self._n_rows - spec.batch_size,
+            max_context=spec.max_context,
+            chunk_tokens=spec.chunk_tokens,
+            geometry=self._geometry,
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     @property
     def kv_bytes(self) -> int:

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvrt.errors import ModelError
 from dvrt.kv.spans import Span
 from dvrt.models.checkpoint import read_tensor_index
 from dvrt.models.hash_model import HashModel
-from dvrt.models.prepared import Prepared
+from dvrt.models.prepared import Prepared, small
 from dvrt.models.read_ahead import read_ahead
 from dvrt.models.sampling import draw
+from dvrt.models.spec import StageSpec
 from dvrt.models.swap_hash import swapping_hash_model
 from dvrt.processes.worker_process import WorkerBoot, worker_main
 from dvrt.protocol.messages import LoadStage
@@ -62,10 +62,10 @@ def prepare(
             read_ahead(directory, is_over=is_over)
             return
         for order in orders:
-            if order.spec.device == "cpu" and prepared.has_room and not is_over():
-                prepared.put(_new_runner(order, prepared), order.spec)
-    except (ModelError, OSError):  # whoever loads it says what is wrong
-        return
+            if not is_over() and prepared.wants(order.spec):
+                prepared.put(_new_runner(small(order.spec), prepared), order.spec)
+    except Exception as error:  # whoever loads it says what is wrong
+        _log.info("nothing more is prepared: %s", error)
 
 
 def make_executor(order: LoadStage, *, prepared: Prepared) -> StageExecutor:
@@ -90,7 +90,7 @@ def _make_model(order: LoadStage, prepared: Prepared) -> StageModel:
     spec = order.spec
     if spec.device == "null":
         return swapping_hash_model(spec, order.vocab_size) if spec.swaps else _hash_model(order)
-    runner = prepared.take(spec) or _new_runner(order, prepared)
+    runner = prepared.take(spec) or _new_runner(spec.on_device(), prepared)
     if not spec.swaps:
         return runner
     from dvrt.models.swap_arena import swap_runner
@@ -98,15 +98,15 @@ def _make_model(order: LoadStage, prepared: Prepared) -> StageModel:
     return swap_runner(runner, spec)
 
 
-def _new_runner(order: LoadStage, prepared: Prepared) -> StageRunner:
+def _new_runner(spec: StageSpec, prepared: Prepared) -> StageRunner:
     from dvrt.models.runner import StageRunner
     from dvrt.models.selfcheck import check_exactness
 
-    runner = StageRunner(order.spec.on_device(), held=prepared.held)
-    if order.spec.exact:
+    runner = StageRunner(spec, held=prepared.held)
+    if spec.exact:
         found = check_exactness(runner)
         if not found.holds:
-            _log.warning("stage %d: %s", order.stage, found)
+            _log.warning("layers %d to %d: %s", spec.first, spec.stop - 1, found)
     return runner
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from dvrt.actors.actor import Actor, Context
 from dvrt.actors.cell import FAILED
+from dvrt.actors.node import household
 from dvrt.actors.ref import ActorRef
 from dvrt.errors import ProtocolError, StageFailed
 from dvrt.protocol.claims import Survey, Surveyed
 from dvrt.protocol.messages import CloseStage, LoadStage, StopWorker, WarmUp
 from dvrt.stages.archive import ArchiveActor
+from dvrt.stages.holder import Holder
 from dvrt.stages.holdings import Holding
 from dvrt.stages.replicas import ReplicaActor
 from dvrt.stages.stage import MakeCompute, MakeExecutor, StageActor
@@ -45,13 +47,16 @@ class HostActor(Actor):
         self._make_executor, self._make_compute = make_executor, make_compute
         self._stages: dict[str, Holding] = {}
         self._warmth = Warmth(prepare)
+        self._holders: list[Holder] = []
 
     async def on_start(self) -> None:
         replicas = ReplicaActor(self._controller_address, limit_bytes=self._replica_bytes)
         self.node.watch(self.node.spawn(replicas, name=REPLICAS), self._ended)
+        self._holders.append(replicas)
         if self._persist is not None:
             archive = ArchiveActor(self._controller_address, self._persist)
             self.node.watch(self.node.spawn(archive, name=ARCHIVE), self._ended)
+            self._holders.append(archive)
 
     async def on_stop(self, reason: str) -> None:
         self._warmth.close()
@@ -88,6 +93,7 @@ class HostActor(Actor):
             make_executor=holding.make_executor,
             make_compute=holding.make_compute,
             wait_weights=self._warmth.wait,
+            settle=self._settle,
         )
         self._stages[name] = holding
         self.node.watch(self.node.spawn(stage, name=name), self._ended)
@@ -101,9 +107,25 @@ class HostActor(Actor):
         is_large = holding.nbytes > COLLECTED_BYTES
         del holding
         if is_large:  # and in cycles, as models are
-            gc.collect()
+            if household.get() is None:
+                gc.unfreeze()
+            self._collect()
+
+    def _settle(self) -> None:
+        """A stage is loaded."""
+        if household.get() is None:
+            self._collect()
+
+    def _collect(self) -> None:
+        """In a process of its own, what is left stays for long, and the collector passes over it
+        from now on; unless the warm-up is in the middle of something that nobody will want."""
+        gc.collect()
+        if household.get() is None and not self._warmth.is_at_work:
+            gc.freeze()
 
     async def _survey(self, below: int) -> Surveyed:
+        for holder in self._holders:
+            holder.dropped.clear()  # another life of the controller counts pipelines anew
         found = [
             await holding.survey(self.node, self._worker, f"{self.node.address}/{name}", below)
             for name, holding in list(self._stages.items())

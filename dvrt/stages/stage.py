@@ -8,7 +8,6 @@ do not care who dies: what cannot be delivered is dropped, and the controller sa
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from dvrt.actors.actor import Actor, Context
-from dvrt.actors.node import household
 from dvrt.actors.ref import ActorRef
 from dvrt.actors.watches import Watch
 from dvrt.control.steps import Step, StepDone
@@ -84,10 +82,12 @@ class StageActor(Actor):
         make_executor: MakeExecutor,
         make_compute: MakeCompute,
         wait_weights: WaitWeights,
+        settle: Callable[[], None],
     ) -> None:
+        """``settle`` is called when the stage is loaded: it stays for long."""
         self._worker, self._order = worker, order
         self._make_executor, self._make_compute = make_executor, make_compute
-        self._wait_weights = wait_weights
+        self._wait_weights, self._settle = wait_weights, settle
         self._name = f"p{order.pipeline}-s{order.stage}"
         self._is_last = order.stage == order.n_stages - 1
         self._executor: StageExecutor | None = None
@@ -191,9 +191,7 @@ class StageActor(Actor):
         load_s = order.timing.load_s if order.timing is not None else 0.0
         done = await self._compute.submit(lambda: self._make_executor(order), cost_s=load_s)
         executor = self._executor = done.value
-        if household.get() is None:  # a process of its own, whose objects stay to its end
-            gc.collect()
-            gc.freeze()
+        self._settle()
         model = executor.model
         self._shipper = Shipper(
             self.me,

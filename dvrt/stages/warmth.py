@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from dvrt.protocol.messages import LoadStage
 
@@ -21,42 +21,43 @@ class Warmth:
 
     def __init__(self, prepare: Prepare) -> None:
         self._prepare = prepare
-        self._task: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._work: Future[None] | None = None
         self._is_over = False
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the thread still does something, though it may have been told that it is over."""
+        return self._work is not None and not self._work.done()
 
     def begin(self, orders: Sequence[LoadStage]) -> None:
         """Prepare for these stages of a model; the first time only."""
-        if orders and self._task is None and not self._is_over:
-            self._task = asyncio.get_running_loop().create_task(self._warm_up(orders))
+        if self._is_over or not orders or self._reading is not None or self._work is not None:
+            return
+        first = orders[0]
+        if first.spec.device == "null":
+            read_s = first.n_stages * first.timing.read_s if first.timing else 0.0
+            self._reading = asyncio.get_running_loop().create_task(asyncio.sleep(read_s))
+            return
+        thread = ThreadPoolExecutor(1, "dvrt warm-up", initializer=_give_way)
+        self._work = thread.submit(self._prepare, orders, lambda: self._is_over)
+        thread.shutdown(wait=False)
 
     async def wait(self, order: LoadStage) -> None:
         """Return when the order's weights are in host memory, on the null device; on others at
-        once, where loading reads what is missing."""
+        once, where loading reads what is missing: no more is prepared."""
         if order.timing is None:
-            return
-        if self._task is not None:
-            await asyncio.shield(self._task)
+            self._is_over = True
+        elif self._reading is not None:
+            await asyncio.shield(self._reading)
         else:
             await asyncio.sleep(order.timing.read_s)
 
     def close(self) -> None:
         """Do no more; harmless twice."""
         self._is_over = True
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _warm_up(self, orders: Sequence[LoadStage]) -> None:
-        order = orders[0]
-        if order.spec.device == "null":
-            await asyncio.sleep(order.n_stages * order.timing.read_s if order.timing else 0.0)
-            return
-        thread = ThreadPoolExecutor(1, "dvrt warm-up", initializer=_give_way)
-        try:
-            await asyncio.get_running_loop().run_in_executor(
-                thread, self._prepare, orders, lambda: self._is_over
-            )
-        finally:
-            thread.shutdown(wait=False)
+        if self._reading is not None:
+            self._reading.cancel()
 
 
 def _give_way() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dvrt.models import prepared as prepared_module
-from dvrt.models.prepared import Prepared
+from dvrt.models.prepared import Prepared, small
 from dvrt.models.runner import StageRunner
 from dvrt.models.spec import StageSpec
 from dvrt.models.tiny import write_tiny
@@ -35,7 +36,7 @@ def orders(tmp_path: Path) -> list[LoadStage]:
                 stop=2 * stage + 2,
                 n_layers=4,
                 dtype="float32",
-                n_microbatches=1,
+                n_microbatches=3,
                 batch_size=4,
                 max_context=32,
             ),
@@ -69,20 +70,22 @@ def test_whichever_stage_it_gets_is_there(
     orders: list[LoadStage], made: list[weakref.ref[StageRunner]], stage: int
 ) -> None:
     ready, order = Prepared(), orders[stage]
-    prepare(orders, never, prepared=ready)
+    prepare([*orders, *orders], never, prepared=ready)
     assert [each() is not None for each in made] == [True, True]
     executor = make_executor(order, prepared=ready)
     assert len(made) == 2 and executor.model is made[stage]()
+    assert made[stage]().spec == order.spec
     gc.collect()
     assert made[1 - stage]() is None
     assert ready.held.nbytes == 0
     fresh = make_executor(order, prepared=Prepared()).model
     inputs = torch.linspace(-1, 1, 4 * made[stage]().hidden_size).view(4, 1, -1)
     outputs = [
-        model.decode(0, [0] * 4, inputs if stage else [1, 2, 3, 4])
+        model.decode(2, [0] * 4, inputs if stage else [1, 2, 3, 4])
         for model in (executor.model, fresh)
     ]
     assert torch.equal(*outputs)
+    assert executor.model.kv_bytes == fresh.kv_bytes
 
 
 def test_another_split_is_made_of_what_is_held(
@@ -103,6 +106,25 @@ def test_what_comes_too_late_is_not_kept(
     gc.collect()
     assert ready.held.nbytes == 0
     assert [each() for each in made if each() is not None] == []
+    spec = orders[0].spec
+    ready.put(StageRunner(small(spec)), spec)
+    assert ready.take(spec) is None
+
+
+def test_what_is_there_is_not_wanted_again(orders: list[LoadStage]) -> None:
+    ready, spec = Prepared(), orders[0].spec
+    assert ready.wants(spec)
+    ready.put(StageRunner(small(spec)), spec)
+    assert not ready.wants(spec) and ready.wants(orders[1].spec)
+    assert not ready.wants(replace(orders[1].spec, device="cuda"))
+
+
+def test_a_stage_that_swaps_has_the_rows_of_its_device(orders: list[LoadStage]) -> None:
+    spec = replace(orders[0].spec, device_slots=2)
+    ready, order = Prepared(), replace(orders[0], spec=spec)
+    prepare([order], never, prepared=ready)
+    prepared, made = (make_executor(order, prepared=each).model for each in (ready, Prepared()))
+    assert prepared.kv_bytes == made.kv_bytes
 
 
 def test_without_memory_for_them_only_weights_are_held(

@@ -344,6 +344,7 @@ def test_what_laps_tell_of_the_runtime() -> None:
     timings = [NullTiming(decode_s=0.5, chunk_s=2.0), NullTiming(decode_s=1.0, chunk_s=2.0)]
     found = runtime_figures(samples, timings, load_s=1.5, is_exact=False)
     assert found.step_s == pytest.approx(1.0)
+    assert found.hop_s == hop_s(samples.spans, n_stages=2, rows=2)
     assert (found.detect_s, found.restart_s) == (0.1, 2.5)
     assert (found.token_factor, found.prompt_factor) == (2.0, 1.5)
     assert found.ship_factor == pytest.approx(1.3 * 1.6 / 2.0)
