@@ -11,6 +11,7 @@ import pytest
 from dvrt.control.steps import Adopt, Decode
 from dvrt.kv.digest import digest_of
 from dvrt.models.tiny import write_tiny
+from dvrt.protocol.claims import Survey
 from dvrt.protocol.messages import (
     Arrived,
     DropReplicas,
@@ -367,3 +368,31 @@ def test_rubbish_does_not_end_a_replica_actor(ranges: list[tuple[int, ...]]) -> 
         assert data == entries(0, 1, length)
 
     keeping(attack)
+
+
+def test_a_later_life_may_use_the_number_of_a_pipeline_again() -> None:
+    """Whoever claims a worker counts pipelines anew."""
+
+    async def main() -> None:
+        async with works() as shop:
+            joined = await shop.worker("w0")
+            replicas = shop.node.ref(joined.replica_actor)
+            note = Replicate(
+                pipeline=1,
+                stage=0,
+                origin=str(shop.me),
+                first=0,
+                last=1,
+                step=0,
+                ranges=(),
+                digest=digest_of([b""]),
+            )
+            await replicas.tell(DropReplicas(pipeline=1))
+            await replicas.tell(note)
+            await asyncio.sleep(1.0)
+            assert not shop.desk.all(Replicated)
+            await shop.node.ref(joined.host_actor).ask(Survey(below=0), deadline_s=5)
+            await replicas.tell(note)
+            await shop.desk.wait_for(Replicated)
+
+    run_virtual(main())
