@@ -110,7 +110,6 @@ class Overseer:
         self.roster.listen(member, self._limits.silence_s)
         self._reconcile()
         if not self.topology.seats_of(member.name):
-            self.roster.listen(member, self._limits.lease_s)  # it has much to do at first
             self._outlook.status(member.status, "it waits to be needed")
             orders = tuple(seat.order for seat in self.topology.seats)
             self.roster.tell(member.host, WarmUp(orders=orders))

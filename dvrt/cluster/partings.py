@@ -32,11 +32,13 @@ Pair = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclass(slots=True)
 class _Parting:
-    """Two stages since their link broke first, with nothing that has passed it since."""
+    """Two stages since their link broke first, with nothing that has passed it since; forgotten
+    ``held_s`` after it broke last."""
 
     owners: tuple[str, str]
     since: float
     latest: float
+    held_s: float
     n_cuts: int = 1
 
     @property
@@ -48,9 +50,9 @@ class Partings:
     """Has neighbours connect again; in the end replaces one of two that do not reach each other.
 
     So it is with a stage that ships logs to one of another pipeline: it dials anew for each log.
-    The one that takes part in more partings goes. Where neither does, nobody can tell which of them
-    the network has left: first the one that was not reached goes, the next time the other, in
-    turns. One that is gone already is the overseer's business.
+    Nobody can tell which of them the network has left. The one that is parted from more others goes
+    first, else the one that was not reached; where that did not help it is the other, in turns.
+    One that is gone already is the overseer's business.
     """
 
     def __init__(self, overseer: Overseer, dispatcher: Dispatcher, clock: Clock) -> None:
@@ -116,7 +118,7 @@ class Partings:
         now, owners, pair = self._clock.time(), (seat.owner, other.owner), (seat.key, other.key)
         known = self._open.get(pair)
         if known is None or known.owners != owners or now - known.latest > held_s:
-            known = self._open[pair] = _Parting(owners, now, now)
+            known = self._open[pair] = _Parting(owners, now, now, held_s)
         else:
             known.latest = now
             known.n_cuts += 1
@@ -124,13 +126,20 @@ class Partings:
 
     def _replace(self, seat: Seat, other: Seat, why: str) -> None:
         pair = (seat.key, other.key)
-        excess = self._n_partings(other) - self._n_partings(seat)
+        is_far = self._blamed_far[pair] = self._is_far_next(pair, seat, other)
         del self._open[pair]
-        is_far = excess > 0 or (not excess and not self._blamed_far.get(pair, False))
-        self._blamed_far[pair] = is_far
         gone, near = (other, seat) if is_far else (seat, other)
         reason = f"it and {near.owner} do not reach each other: {why}"
         self._overseer.lost(gone.owner, reason, 0.0)
+
+    def _is_far_next(self, pair: Pair, seat: Seat, other: Seat) -> bool:
+        """Whether it is the farther one that goes."""
+        if pair in self._blamed_far:
+            return not self._blamed_far[pair]
+        is_far = self._n_partings(other) >= self._n_partings(seat)
+        key = other.key if is_far else seat.key
+        has_gone = any(key == each[is_far] for each, is_far in self._blamed_far.items())
+        return is_far != has_gone
 
     def _n_partings(self, seat: Seat) -> int:
         """From how many of those that are there a worker is parted."""
@@ -143,7 +152,8 @@ class Partings:
     def _is_current(self, pair: Pair, parting: _Parting) -> bool:
         seats = [self._overseer.topology.seat(*key) for key in pair]
         owners = tuple(seat.owner for seat in seats if seat is not None)
-        return owners == parting.owners and self._clock.time() - parting.latest <= TRIED_S
+        age_s = self._clock.time() - parting.latest
+        return owners == parting.owners and age_s <= parting.held_s
 
     def _relink(self, seat: Seat, told: Connect) -> None:
         """Have the stages connect again, unless this one has another neighbour meanwhile; the steps

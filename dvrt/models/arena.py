@@ -79,6 +79,10 @@ class Arena:
     def nbytes(self) -> int:
         return self.storage.nbytes
 
+    def release(self) -> None:
+        """Give the memory back, whoever still knows the arena."""
+        self.storage = self.keys = self.values = self.storage.new_empty(0)
+
     @property
     def layout(self) -> Layout:
         """The arena as the streaming library sees it. Raises ModelError where the widths differ."""

@@ -40,6 +40,12 @@ class Forward:
             heads = stage.model.config.num_attention_heads
             self._alibi = build_alibi_tensor(ones, heads, self.dtype)
 
+    def release(self) -> None:
+        """Let go of the weights: modules are in cycles, which may be collected late or never."""
+        for module in self.model.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """``[rows, tokens, width]``: what the first stage takes in the place of hidden states."""
         assert self._embed is not None

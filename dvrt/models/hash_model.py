@@ -126,6 +126,9 @@ class HashModel:
         scaled: Logits = noise.astype(np.float32) * np.float32(2.0**-20)
         return scaled
 
+    def release(self) -> None:
+        self._arena = np.zeros((0, 0, 0), dtype=np.uint64)
+
     def fork(self, source: int, target: int, n_tokens: int) -> None:
         self._arena[:, target, :n_tokens] = self._arena[:, source, :n_tokens]
 

@@ -19,9 +19,8 @@ WIDENED = 2
 class Prepared:
     """A checkpoint's weights, and runners made of them, until one is taken.
 
-    Runners share weights of the type that the files have. Each has room for one microbatch, so all
-    stages together take less than the KV cache of one. One thread may put while another takes: what
-    is not there yet is made by whoever needs it.
+    Runners share weights of the type that the files have, and have room for one microbatch each.
+    One thread may put while another takes: what is not there yet is made by whoever needs it.
     """
 
     def __init__(self) -> None:
@@ -39,14 +38,14 @@ class Prepared:
         """Keep what ``small(spec)`` asks for; it has computed nothing that is wanted."""
         self._runners[spec] = runner
         if self._is_over:
-            self._runners.clear()
+            self._clear()
 
     def take(self, spec: StageSpec) -> StageRunner | None:
         """The runner for ``spec``, None if it is not there; all others are let go of. Raises
         ModelError where there is no memory for its KV cache."""
         self._is_over = True
         runner = self._runners.pop(spec, None)
-        self._runners.clear()
+        self._clear()
         if runner is not None:
             runner.reserve(spec.on_device().n_microbatches)
         return runner
@@ -54,8 +53,12 @@ class Prepared:
     def drop(self) -> None:
         """Let go of all that is left, and keep nothing more."""
         self._is_over = True
-        self._runners.clear()
+        self._clear()
         self.held.drop()
+
+    def _clear(self) -> None:
+        while self._runners:
+            self._runners.popitem()[1].release()
 
 
 def small(spec: StageSpec) -> StageSpec:

@@ -69,8 +69,15 @@ class StageRunner:
     def reserve(self, n_microbatches: int) -> None:
         """Have room for so many microbatches; what logs there were are gone. Raises ModelError."""
         self.spec = self._forward.spec = replace(self.spec, n_microbatches=n_microbatches)
+        self.arena.release()
         self.arena = self._new_arena()
         self._cache = ArenaCache(self.arena, self.spec.first)
+
+    def release(self) -> None:
+        """Let go of weights and logs at once; it computes no more."""
+        self._forward.release()
+        self.arena.release()
+        del self._cache  # which has views of it
 
     def _new_arena(self) -> Arena:
         spec = self.spec

@@ -29,6 +29,9 @@ class ArenaBacking:
     def nbytes(self) -> int:
         return self._host.nbytes
 
+    def release(self) -> None:
+        self._host.release()
+
     @torch.inference_mode()
     def copy_in(self, row: int, slot: int, start: int, stop: int) -> None:
         self._device.write(row, start, self._host.entries(slot, start, stop))

@@ -37,6 +37,10 @@ class CudaBacking(ArenaBacking):
         """Pinned host memory; as much again may be taken on the device while a copy runs."""
         return sum(staging.nbytes for staging in self._staging.values())
 
+    def release(self) -> None:
+        super().release()
+        self._staging.clear()
+
     def computed(self, frame: int) -> None:
         self._computed[frame].record()
 

@@ -21,6 +21,9 @@ class HashBacking:
     def nbytes(self) -> int:
         return self._host.kv_bytes
 
+    def release(self) -> None:
+        self._host.release()
+
     def copy_in(self, row: int, slot: int, start: int, stop: int) -> None:
         self._device.entries(row, start, stop)[:] = self._host.entries(slot, start, stop)
 

@@ -33,12 +33,10 @@ class Holding:
         self._compute = self._compute or compute
         return compute
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weights and of KV cache; 0 before they are there."""
-        if self._executor is None:
-            return 0
-        return self._executor.model.weights_bytes + self._executor.model.kv_bytes
+    def release(self) -> None:
+        """The stage has ended: give its memory back now."""
+        if self._executor is not None:
+            self._executor.model.release()
 
     async def survey(self, node: Node, worker: str, actor: str, below: int) -> HeldStage | None:
         """What the stage has once nothing of a step below ``below`` can come to it any more; None

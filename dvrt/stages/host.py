@@ -23,8 +23,6 @@ from dvrt.wire import Message
 REPLICAS = "replicas"
 """The name of a worker's replica actor."""
 ARCHIVE = "archive"
-COLLECTED_BYTES = 64 << 20
-"""A stage that was so large is not left to be collected in due course: that may be late."""
 
 
 class HostActor(Actor):
@@ -104,23 +102,13 @@ class HostActor(Actor):
             return
         await self.node.stop(name, reason)
         self._stages.pop(name, None)
-        is_large = holding.nbytes > COLLECTED_BYTES
-        del holding
-        if is_large:  # and in cycles, as models are
-            if household.get() is None:
-                gc.unfreeze()
-            self._collect()
+        holding.release()
 
     def _settle(self) -> None:
-        """A stage is loaded."""
+        """A stage is loaded: in a process of its own, what there is stays, and the collector passes
+        over it from now on."""
         if household.get() is None:
-            self._collect()
-
-    def _collect(self) -> None:
-        """In a process of its own, what is left stays for long, and the collector passes over it
-        from now on; unless the warm-up is in the middle of something that nobody will want."""
-        gc.collect()
-        if household.get() is None and not self._warmth.is_at_work:
+            gc.collect()
             gc.freeze()
 
     async def _survey(self, below: int) -> Surveyed:

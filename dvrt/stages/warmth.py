@@ -6,14 +6,16 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from dvrt.protocol.messages import LoadStage
 
 Prepare = Callable[[Sequence[LoadStage], Callable[[], bool]], None]
 """Does for these stages of one model what can be done ahead, until it is told that it is over;
 never raises. Runs on a thread of its own."""
-LOWEST_PRIORITY = 19
+LOW_PRIORITY = 10
+"""Not the lowest: whoever waits for Python's lock, or another one that this thread has, waits for
+its turn."""
 
 
 class Warmth:
@@ -22,25 +24,21 @@ class Warmth:
     def __init__(self, prepare: Prepare) -> None:
         self._prepare = prepare
         self._reading: asyncio.Task[None] | None = None
-        self._work: Future[None] | None = None
+        self._has_begun = False
         self._is_over = False
-
-    @property
-    def is_at_work(self) -> bool:
-        """Whether the thread still does something, though it may have been told that it is over."""
-        return self._work is not None and not self._work.done()
 
     def begin(self, orders: Sequence[LoadStage]) -> None:
         """Prepare for these stages of a model; the first time only."""
-        if self._is_over or not orders or self._reading is not None or self._work is not None:
+        if self._is_over or self._has_begun or not orders:
             return
+        self._has_begun = True
         first = orders[0]
         if first.spec.device == "null":
             read_s = first.n_stages * first.timing.read_s if first.timing else 0.0
             self._reading = asyncio.get_running_loop().create_task(asyncio.sleep(read_s))
             return
         thread = ThreadPoolExecutor(1, "dvrt warm-up", initializer=_give_way)
-        self._work = thread.submit(self._prepare, orders, lambda: self._is_over)
+        thread.submit(self._prepare, orders, lambda: self._is_over)
         thread.shutdown(wait=False)
 
     async def wait(self, order: LoadStage) -> None:
@@ -62,4 +60,4 @@ class Warmth:
 
 def _give_way() -> None:
     """On Linux a thread has a priority of its own: those who serve go first."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)

@@ -98,15 +98,13 @@ def test_the_one_whom_several_miss_goes(n_fars: int) -> None:
     assert room.gone == ["w0"]
 
 
-def test_the_one_that_several_do_not_reach_goes() -> None:
-    """Whoever's turn it would be."""
+def test_then_it_is_the_others_turn() -> None:
+    """It was not the one whom several miss: two workers have both lost the way to its host."""
     room = Room()
-    for _ in range(2):
-        for _ in range(MIN_CUTS):
-            for near in (0, 1):
-                room.miss(near, 2)
-            room.now += PATIENCE_S / 2
-    assert room.gone == ["w4", "w4+"]
+    room.miss_for(PATIENCE_S + 2, 0, 1, 2)
+    assert room.gone == ["w0"]
+    room.miss_for(PATIENCE_S + 2, 0, 1, 2)
+    assert room.gone[0] == "w0" and room.gone[1] in ("w3", "w4")
 
 
 def test_partings_of_those_who_are_gone_do_not_count() -> None:

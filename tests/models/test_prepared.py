@@ -119,12 +119,30 @@ def test_what_is_there_is_not_wanted_again(orders: list[LoadStage]) -> None:
     assert not ready.wants(replace(orders[1].spec, device="cuda"))
 
 
-def test_a_stage_that_swaps_has_the_rows_of_its_device(orders: list[LoadStage]) -> None:
+def test_a_stage_that_swaps_has_the_rows_of_its_device(
+    orders: list[LoadStage], made: list[weakref.ref[StageRunner]]
+) -> None:
     spec = replace(orders[0].spec, device_slots=2)
     ready, order = Prepared(), replace(orders[0], spec=spec)
     prepare([order], never, prepared=ready)
-    prepared, made = (make_executor(order, prepared=each).model for each in (ready, Prepared()))
-    assert prepared.kv_bytes == made.kv_bytes
+    model = make_executor(order, prepared=ready).model
+    assert len(made) == 1
+    assert model.kv_bytes == make_executor(order, prepared=Prepared()).model.kv_bytes
+
+
+def test_what_is_released_is_gone_without_the_collector(orders: list[LoadStage]) -> None:
+    gc.disable()
+    try:
+        runner = StageRunner(orders[0].spec)
+        kept = [*runner._forward.model.parameters(), *runner._forward.model.buffers()]
+        known = [weakref.ref(each) for each in (*kept, runner.arena.storage, runner.arena.keys)]
+        assert len(known) > 20 and runner.kv_bytes
+        del kept
+        runner.release()
+        assert [each() for each in known if each() is not None] == []
+        assert runner.kv_bytes == 0
+    finally:
+        gc.enable()
 
 
 def test_without_memory_for_them_only_weights_are_held(

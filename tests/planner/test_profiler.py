@@ -344,7 +344,9 @@ def test_what_laps_tell_of_the_runtime() -> None:
     timings = [NullTiming(decode_s=0.5, chunk_s=2.0), NullTiming(decode_s=1.0, chunk_s=2.0)]
     found = runtime_figures(samples, timings, load_s=1.5, is_exact=False)
     assert found.step_s == pytest.approx(1.0)
-    assert found.hop_s == hop_s(samples.spans, n_stages=2, rows=2)
+    others = [each for each in samples.spans if each.rows != 2]
+    hopping = replace(samples, spans=others + tight_ring())
+    assert runtime_figures(hopping, timings, load_s=1.5, is_exact=False).hop_s == pytest.approx(1.0)
     assert (found.detect_s, found.restart_s) == (0.1, 2.5)
     assert (found.token_factor, found.prompt_factor) == (2.0, 1.5)
     assert found.ship_factor == pytest.approx(1.3 * 1.6 / 2.0)
@@ -354,24 +356,28 @@ def test_what_laps_tell_of_the_runtime() -> None:
     assert (slow.step_s, slow.restart_s) == (0.0, 0.0)
 
 
-def test_hops_are_seen_where_the_next_stage_is_free() -> None:
+def tight_ring() -> list[StageSpan]:
     """Two microbatches on two stages of 5 s; 1 s to the other stage, 2 s by the controller. The
     second microbatch waits for each stage.
     """
-    ring = [
+    return [
         StageSpan(
             stage=stage,
             rows=2,
             chunks=0,
             seconds=5.0,
             began_s=13.0 * lap + 5.6 * microbatch + 6.0 * stage,
-            step=2 * lap + microbatch,
+            step=100 + 2 * lap + microbatch,
             microbatch=microbatch,
         )
         for lap in range(5)
         for microbatch in range(2)
         for stage in range(2)
     ]
+
+
+def test_hops_are_seen_where_the_next_stage_is_free() -> None:
+    ring = tight_ring()
     assert hop_s(ring, n_stages=2, rows=2) == pytest.approx((1.0 + 2.0) / 3)
     assert hop_s(ring, n_stages=2, rows=1) == 0.0
 
