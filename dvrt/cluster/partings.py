@@ -94,7 +94,8 @@ class Partings:
 
     def stepped(self, pipeline: int) -> None:
         """A step that counts has passed all stages of a pipeline."""
-        self._forget(lambda near, far: near[0] == far[0] == pipeline)
+        if self._open or self._blamed_far:
+            self._forget(lambda near, far: near[0] == far[0] == pipeline)
 
     def arrived(self, seat: Seat, pipeline: int) -> None:
         """All of a log has come to a stage, from all those of a pipeline that had a part of it."""

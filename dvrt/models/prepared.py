@@ -57,8 +57,10 @@ class Prepared:
         self.held.drop()
 
     def _clear(self) -> None:
-        while self._runners:
-            self._runners.popitem()[1].release()
+        for spec in list(self._runners):
+            runner = self._runners.pop(spec, None)
+            if runner is not None:  # else the other thread has just done it
+                runner.release()
 
 
 def small(spec: StageSpec) -> StageSpec:

@@ -52,7 +52,6 @@ def disturbed(
     *,
     is_lost: bool = True,
     limit_s: float = 120.0,
-    seed: int = 0,
     **options: Any,
 ) -> Seen:
     """The crowd is answered while the fault happens in its midst; every answer is checked."""
@@ -89,7 +88,7 @@ def disturbed(
 
     token = wiring.set(weather.network)
     try:
-        run_virtual(guarded(), seed=seed)
+        run_virtual(guarded())
     finally:
         wiring.reset(token)
     return seen
