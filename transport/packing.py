@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
 
 from dvrt.buffers import Region
+from dvrt.transport.copying import copy, copy_past_caches
 from dvrt.transport.vector import Vector
+
+Copy = Callable[[memoryview, memoryview], None]
 
 JOIN_BELOW_BYTES = 4 << 10
 """Buffers that are smaller on average are joined first: one step in C instead of one each."""
 MIN_ROWS = 16
 MAX_ROW_BYTES = 64 << 10
 """So many regions, and no larger ones, are asked whether they lie in equal distances."""
-RELEASED_BYTES = 1 << 20
-"""A copy of so much lets other threads run meanwhile; for smaller ones that costs too much."""
+STREAMED_BYTES = 4 << 20
+"""Messages of so much do not stay in the caches until they are read, and are written past them."""
 
 
 def views_of(regions: Iterable[Region]) -> list[memoryview]:
@@ -37,6 +40,7 @@ class Pieces:
 
     def __init__(self, regions: Sequence[Region], sizes: Sequence[int]) -> None:
         self.nbytes = sum(sizes)
+        self._copy = copy if self.nbytes < STREAMED_BYTES else copy_past_caches
         self._regions = regions
         self._rows = _as_rows(regions, sizes)
         self._vector = Vector(views_of(regions)) if self._rows is None else None
@@ -51,7 +55,7 @@ class Pieces:
         """The next piece fills ``target``."""
         rows = self._take(target.nbytes)
         if rows is None:
-            gather(self._cut(target.nbytes), target)
+            gather(self._cut(target.nbytes), target, self._copy)
         else:
             np.copyto(np.frombuffer(target, np.uint8).reshape(rows.shape), rows)
 
@@ -59,7 +63,7 @@ class Pieces:
         """``source`` fills the next piece."""
         rows = self._take(source.nbytes)
         if rows is None:
-            scatter(source, self._cut(source.nbytes))
+            scatter(source, self._cut(source.nbytes), self._copy)
         else:
             np.copyto(rows, np.frombuffer(source, np.uint8).reshape(rows.shape))
 
@@ -103,7 +107,7 @@ def _as_rows(regions: Sequence[Region], sizes: Sequence[int]) -> np.ndarray | No
     )
 
 
-def gather(sources: Sequence[memoryview], target: memoryview) -> None:
+def gather(sources: Sequence[memoryview], target: memoryview, copy: Copy = copy) -> None:
     """Fill ``target`` with the sources, whose sizes add up to its own."""
     if target.nbytes < len(sources) * JOIN_BELOW_BYTES:
         target[:] = b"".join(sources)
@@ -111,24 +115,17 @@ def gather(sources: Sequence[memoryview], target: memoryview) -> None:
     start = 0
     for source in sources:
         end = start + source.nbytes
-        _copy(source, target[start:end])
+        copy(source, target[start:end])
         start = end
 
 
-def scatter(source: memoryview, targets: Sequence[memoryview]) -> None:
+def scatter(source: memoryview, targets: Sequence[memoryview], copy: Copy = copy) -> None:
     """Spread ``source`` over the targets, whose sizes add up to its own."""
     start = 0
     for target in targets:
         end = start + target.nbytes
-        _copy(source[start:end], target)
+        copy(source[start:end], target)
         start = end
-
-
-def _copy(source: memoryview, target: memoryview) -> None:
-    if source.nbytes < RELEASED_BYTES:
-        target[:] = source
-    else:
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 class Parts(Sequence[memoryview]):
