@@ -26,9 +26,9 @@ from dvrt.stages.ledger import Copy, Ledger
 MESSAGE_BYTES = 2 << 20
 """About so much is packed for one message at most, in one turn of the compute; the rest follows."""
 
-ARCHIVE_PAUSE_S = 0.05
-"""A holder on this very node writes to files: it gets several steps at once, no more often."""
-
+PAUSE_S = 0.05
+"""A holder gets no more often what there is: what steps of a few milliseconds each would cost both
+sides is more than what a loss may have to compute again."""
 
 IDLE_S = 0.002
 """A stage that has got no step for so long has time to pack."""
@@ -156,8 +156,8 @@ class Replicator:
                 if copy.ranges or step > holder.sent:
                     await self._send(holder, copy, step if copy.is_all else holder.sent)
                 holder.is_due |= not copy.is_all
-                if copy.is_all and holder.actor.startswith(f"{self._node.address}/"):
-                    await asyncio.sleep(ARCHIVE_PAUSE_S)
+                if copy.is_all:
+                    await asyncio.sleep(PAUSE_S)
         except (ActorError, TransportError):
             holder.sent = -1
             self._on_compute(partial(self._ledger.lacks, holder.actor))

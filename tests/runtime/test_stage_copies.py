@@ -24,6 +24,7 @@ from dvrt.protocol.messages import (
     SendReplica,
 )
 from dvrt.stages.replicas import ReplicaActor
+from dvrt.stages.replicator import PAUSE_S
 from dvrt.virtual import run_virtual
 from tests.runtime.stage_crew import GREEDY, Line, Works, works
 
@@ -118,6 +119,24 @@ def test_a_new_holder_gets_everything() -> None:
             twin = Line(0, (await shop.load("twin", 0, 0, 1, (0, 5)),), line.cuts, ("twin",))
             back = await bring_back(shop, twin, joined.replica_actor, wish)
             assert back == {slot: 10 + slot for slot in range(4)}
+
+    run_virtual(main())
+
+
+def test_steps_that_follow_each_other_closely_share_copies() -> None:
+    async def main() -> None:
+        async with works() as shop:
+            line = await shop.line(0, 1)
+            await shop.worker("keeper")
+            await shop.connect(line, replicas={0: (shop.joined["keeper"].replica_actor,)})
+            epoch, token = await shop.prompt(line, SLOT, 5, PROMPT)
+            began, before = asyncio.get_running_loop().time(), len(shop.desk.all(Replicated))
+            for i in range(40):
+                (token,) = await shop.decode(line, SLOT, 5, epoch, N + i, token, 1)
+                await asyncio.sleep(0.005)
+            await copied(shop, line)
+            passed_s = asyncio.get_running_loop().time() - began
+            assert len(shop.desk.all(Replicated)) - before <= 2 + passed_s / PAUSE_S
 
     run_virtual(main())
 
