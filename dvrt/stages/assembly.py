@@ -20,6 +20,7 @@ from dvrt.models.spec import StageSpec
 from dvrt.models.swap_hash import swapping_hash_model
 from dvrt.processes.worker_process import WorkerBoot, worker_main
 from dvrt.protocol.messages import LoadStage
+from dvrt.stages.clock_compute import ClockCompute
 from dvrt.stages.compute import Compute, LoopCompute, ThreadCompute
 from dvrt.stages.executor import StageExecutor
 from dvrt.stages.host import HostActor
@@ -122,8 +123,8 @@ def _hash_model(order: LoadStage) -> HashModel:
     )
 
 
-def make_compute(name: str) -> Compute:
-    """A thread on a real loop; inline, at a price in virtual seconds, on a virtual one."""
+def make_compute(name: str, device: str) -> Compute:
+    """A thread on a real loop; for the null device its clock. In virtual time, the loop's."""
     if isinstance(asyncio.get_running_loop(), VirtualLoop):
         return LoopCompute()
-    return ThreadCompute(name)
+    return ClockCompute() if device == "null" else ThreadCompute(name)

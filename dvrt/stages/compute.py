@@ -40,7 +40,7 @@ class Compute(Submits, Protocol):
     """What computes, and ends."""
 
     def close(self) -> None:
-        """Drop what has not begun; wait for what has."""
+        """Drop what has not begun; wait for what has. May be called from another thread."""
         ...
 
     def abandon(self) -> None:

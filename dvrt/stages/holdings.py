@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dvrt.actors.node import Node
 from dvrt.protocol.claims import HeldStage
 from dvrt.protocol.messages import LoadStage, LogRange, Rewind, StageLoaded
 from dvrt.stages.compute import Compute
 from dvrt.stages.executor import StageExecutor
-from dvrt.stages.stage import MakeCompute, MakeExecutor
+from dvrt.stages.stage import MakeExecutor
+
+MakeComputeOn = Callable[[str, str], Compute]
+"""A compute by this name for this device."""
 
 REWIND_LIMIT_S = 5.0
 
@@ -16,7 +21,7 @@ class Holding:
     """Stands between a stage and what it is made of, and keeps hold of both."""
 
     def __init__(
-        self, order: LoadStage, make_executor: MakeExecutor, make_compute: MakeCompute
+        self, order: LoadStage, make_executor: MakeExecutor, make_compute: MakeComputeOn
     ) -> None:
         self.order = order
         self._make_executor, self._make_compute = make_executor, make_compute
@@ -29,7 +34,7 @@ class Holding:
 
     def make_compute(self, name: str) -> Compute:
         """The first one is the stage's own; one that swaps has others for its copies."""
-        compute = self._make_compute(name)
+        compute = self._make_compute(name, self.order.spec.device)
         self._compute = self._compute or compute
         return compute
 

@@ -14,9 +14,9 @@ from dvrt.protocol.claims import Survey, Surveyed
 from dvrt.protocol.messages import CloseStage, LoadStage, StopWorker, WarmUp
 from dvrt.stages.archive import ArchiveActor
 from dvrt.stages.holder import Holder
-from dvrt.stages.holdings import Holding
+from dvrt.stages.holdings import Holding, MakeComputeOn
 from dvrt.stages.replicas import ReplicaActor
-from dvrt.stages.stage import MakeCompute, MakeExecutor, StageActor
+from dvrt.stages.stage import MakeExecutor, StageActor
 from dvrt.stages.warmth import Prepare, Warmth
 from dvrt.wire import Message
 
@@ -35,7 +35,7 @@ class HostActor(Actor):
         *,
         replica_bytes: int,
         make_executor: MakeExecutor,
-        make_compute: MakeCompute,
+        make_compute: MakeComputeOn,
         prepare: Prepare,
         persist: Path | None = None,
     ) -> None:

@@ -59,6 +59,7 @@ from dvrt.wire import Message, decode
 
 MakeExecutor = Callable[[LoadStage], StageExecutor]
 MakeCompute = Callable[[str], Compute]
+"""A compute by this name, for the device of the stage."""
 WaitWeights = Callable[[LoadStage], Awaitable[None]]
 
 

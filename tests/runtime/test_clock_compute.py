@@ -1,0 +1,80 @@
+"""The null device's own clock: what is when done, in what order, and what closing leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+
+import pytest
+
+from dvrt.stages.clock_compute import ClockCompute
+
+STEP_S = 0.004
+
+
+@pytest.mark.usefixtures("loop_kind")
+async def test_work_is_done_in_order_and_takes_the_devices_time():
+    compute, done = ClockCompute(), []
+    began = time.monotonic()
+    futures = [compute.submit(lambda i=i: done.append(i) or i, cost_s=STEP_S) for i in range(5)]
+    results = await asyncio.gather(*futures)
+    took_s = time.monotonic() - began
+    compute.abandon()
+    assert done == [each.value for each in results] == list(range(5))
+    assert took_s >= 5 * STEP_S
+    for before, after in itertools.pairwise(results):
+        assert after.began == pytest.approx(before.began + before.busy_s, abs=1e-9)
+    assert all(each.busy_s >= STEP_S - 1e-9 for each in results)
+
+
+async def test_the_device_waits_where_there_is_nothing_to_do():
+    compute = ClockCompute()
+    first = await compute.submit(lambda: 1, cost_s=STEP_S)
+    await asyncio.sleep(2 * STEP_S)
+    asked = time.monotonic()
+    second = await compute.submit(lambda: 2, cost_s=STEP_S)
+    compute.abandon()
+    assert second.began >= asked > first.began + first.busy_s
+
+
+async def test_work_without_a_cost_comes_behind_what_has_one():
+    compute, ended = ClockCompute(), []
+    slow = compute.submit(lambda: "slow", cost_s=STEP_S)
+    free = compute.submit(lambda: "free")
+    slow.add_done_callback(lambda _: ended.append("slow"))
+    free.add_done_callback(lambda _: ended.append("free"))
+    assert (await free).value == "free"
+    compute.abandon()
+    assert ended == ["slow", "free"]
+
+
+async def test_an_error_is_the_waiters_and_the_next_work_goes_on():
+    compute = ClockCompute()
+    broken = compute.submit(lambda: 1 // 0, cost_s=STEP_S)
+    whole = compute.submit(lambda: 7, cost_s=STEP_S)
+    with pytest.raises(ZeroDivisionError):
+        await broken
+    assert (await whole).value == 7
+    compute.abandon()
+
+
+@pytest.mark.parametrize("from_a_thread", [True, False])
+async def test_closing_cancels_what_is_not_over(from_a_thread):
+    compute = ClockCompute()
+    waiting = compute.submit(lambda: 1, cost_s=60.0)
+    await (asyncio.to_thread(compute.close) if from_a_thread else asyncio.sleep(0))
+    compute.abandon()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(asyncio.CancelledError):
+        await compute.submit(lambda: 2)
+    compute.close()
+
+
+async def test_a_waiter_that_went_away_holds_nobody_up():
+    compute = ClockCompute()
+    gone = compute.submit(lambda: 1, cost_s=STEP_S)
+    gone.cancel()
+    assert (await compute.submit(lambda: 2, cost_s=STEP_S)).value == 2
+    compute.abandon()
