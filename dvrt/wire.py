@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform
 
 import msgpack
@@ -86,8 +87,11 @@ def _pack_message(value: object) -> list[Any]:
     codec = _by_class.get(type(value))
     if codec is None:
         raise WireError(f"{type(value).__name__} is not a message")
-    packers = _packers(codec.cls)
-    return [codec.tag, codec.version, [pack(getattr(value, name)) for name, pack in packers]]
+    take, packers = _packing(codec.cls)
+    values = take(value)
+    for index, pack in packers:
+        values[index] = pack(values[index])
+    return [codec.tag, codec.version, values]
 
 
 def _unpack_message(raw: Any) -> Any:
@@ -110,7 +114,10 @@ def _unpack_message(raw: Any) -> Any:
     if len(values) != len(unpackers):
         raise WireError(f"message {tag!r} has {len(values)} fields, expected {len(unpackers)}")
     out = {}
-    for (name, unpack), value in zip(unpackers, values, strict=True):
+    for (name, kind, unpack), value in zip(unpackers, values, strict=True):
+        if type(value) is kind:
+            out[name] = value
+            continue
         try:
             out[name] = unpack(value)
         except WireError as error:
@@ -122,15 +129,25 @@ def _unpack_message(raw: Any) -> Any:
 
 
 @cache
-def _unpackers(cls: type) -> list[tuple[str, Decoder]]:
+def _unpackers(cls: type) -> list[tuple[str, type | None, Decoder]]:
+    """Of each field its name, the type that is right as it comes, and what sees to all others."""
     hints = typing.get_type_hints(cls)
-    return [(name, _decoder(hints[name])) for name in _by_class[cls].names]
+    return [
+        (name, hints[name] if _is_scalar(hints[name]) else None, _decoder(hints[name]))
+        for name in _by_class[cls].names
+    ]
 
 
 @cache
-def _packers(cls: type) -> list[tuple[str, Encoder]]:
-    hints = typing.get_type_hints(cls)
-    return [(name, _encoder(hints[name])) for name in _by_class[cls].names]
+def _packing(cls: type) -> tuple[Callable[[Any], list[Any]], list[tuple[int, Encoder]]]:
+    """What takes the values out of a message, and what makes those that need it msgpack's own."""
+    hints, names = typing.get_type_hints(cls), _by_class[cls].names
+    encoders = [_encoder(hints[name]) for name in names]
+    rest = [(i, encoder) for i, encoder in enumerate(encoders) if encoder is not _same]
+    if len(names) < 2:  # of one name attrgetter gives no tuple
+        return lambda value: [getattr(value, name) for name in names], rest
+    take = attrgetter(*names)
+    return lambda value: list(take(value)), rest
 
 
 def _same(value: Any) -> Any:
@@ -166,11 +183,11 @@ def _encoder(hint: Any) -> Encoder:
 
 def _tuple_encoder(args: tuple[Any, ...]) -> Encoder:
     if len(args) == 2 and args[1] is Ellipsis:
-        if _is_scalar(args[0]):
-            return list
         each = _encoder(args[0])
-        return lambda value: [each(item) for item in value]
+        return _same if each is _same else lambda value: [each(item) for item in value]
     parts = [_encoder(arg) for arg in args]
+    if all(part is _same for part in parts):
+        return _same
     return lambda value: [part(item) for part, item in zip(parts, value, strict=True)]
 
 

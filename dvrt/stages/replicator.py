@@ -86,7 +86,8 @@ class Replicator:
     def stepped(self, step: Step, *, is_busy: bool) -> None:
         """A step is computed, and its result is on its way; ``is_busy`` if others wait already.
 
-        It is copied when a microbatch comes round again, or when no step comes for a moment.
+        It is copied when a microbatch comes round again, or when no step comes for a moment; for a
+        holder that has just got something, after the pause.
         """
         self._step = max(self._step, step.id)
         self.busy()
@@ -95,7 +96,13 @@ class Replicator:
             self._start_all()
             return
         self._fresh.add(step.microbatch)
-        if not is_busy:
+        is_waited_for = False
+        for holder in self._holders.values():
+            if holder.task is None:
+                is_waited_for = True
+            else:
+                holder.is_due = True
+        if is_waited_for and not is_busy:
             self._timer = self._loop.call_later(IDLE_S, self._idle)
 
     def busy(self) -> None:
