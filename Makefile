@@ -9,7 +9,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; \
 	done; echo python3)
 endif
-KEY := $(shell { cat pyproject.toml constraints.txt .ci/setup transport/streaming_copy.c; pwd; $(PYTHON) -V; } 2>&1 | cksum | cut -d' ' -f1)
+KEY := $(shell { cat pyproject.toml constraints.txt .ci/setup transport/streaming_copy.c; pwd; $(PYTHON) -V; command -v cc gcc clang; } 2>&1 | cksum | cut -d' ' -f1)
 READY := .venv/.ready-$(KEY)
 RUN := .venv/bin/python -m
 PYTEST := $(RUN) pytest -q
@@ -61,5 +61,5 @@ campaign: $(READY)
 	@$(PYTEST) -m "slow or chaos" --timeout=600
 
 clean:
-	rm -rf .venv .venv-nixl build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-nixl build dist *.egg-info dvrt/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

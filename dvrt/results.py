@@ -80,9 +80,9 @@ class WorkerStatus:
     """One worker as the controller sees it; ``layers`` is the half-open interval it holds.
 
     ``role`` is stage, prompt, token or spare; ``state`` is idle, loading, loaded, ready, lost or
-    ended. ``replica_lag`` is how many tokens of a sequence the copies of its logs lack; None
-    without copies. ``swap`` says, where the worker swaps, how it goes: its ``gain`` is how many
-    times the tokens of half the batch without swapping there are if requests fill the context.
+    ended. ``replica_lag`` is how many tokens of a sequence the copies of its logs lack now;
+    None without copies. ``swap`` says, where the worker swaps, how it goes: its ``gain`` is how
+    many times the tokens of half the batch without swapping there are if requests fill the context.
     """
 
     name: str

@@ -8,8 +8,8 @@ import numpy as np
 
 _copy_past_caches: Callable[[memoryview, memoryview], None] | None
 try:
-    from dvrt.transport._streaming_copy import copy as _native
-except ImportError:  # built without a C compiler
+    from dvrt._streaming_copy import copy as _native
+except ImportError:  # built without a C compiler, or for another kind of processor
     _copy_past_caches = None
 else:
     _copy_past_caches = _native
@@ -32,7 +32,8 @@ def copy(source: memoryview, target: memoryview) -> None:
 
 
 def copy_past_caches(source: memoryview, target: memoryview) -> None:
-    """As ``copy``; beyond the size of the caches half as fast again, below it half as fast."""
+    """As ``copy``, for memory that does not overlap; beyond the size of the caches it is half as
+    fast again, and within them, or where the bytes are read at once, slower."""
     if _copy_past_caches is None:
         copy(source, target)
     else:

@@ -10,7 +10,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __SSE2__
+#ifndef __SSE2__
+#error "without non-temporal stores dvrt copies as NumPy does"
+#endif
 #include <emmintrin.h>
 
 enum { LINE = 64, AHEAD = 16 * LINE };
@@ -37,9 +39,6 @@ static void copy_past_caches(char *target, const char *source, size_t size)
     _mm_sfence(); /* whoever is told of these bytes next finds them */
     memcpy(target, source, size);
 }
-#else
-#define copy_past_caches memcpy
-#endif
 
 enum { RELEASED = 1 << 20 }; /* for less, letting others run costs more than it gives */
 
@@ -66,8 +65,8 @@ static PyObject *copy(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef methods[] = {
     {"copy", copy, METH_VARARGS,
-     "copy(target, source)\n--\n\nFill target with source, past the caches; other threads run "
-     "while it is long.\nRaises ValueError when their sizes differ."},
+     "copy(target, source)\n--\n\nFill target with source, past the caches; they must not overlap. "
+     "Other threads run\nwhile it is long. Raises ValueError when their sizes differ."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
 import math
@@ -11,13 +12,16 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from dvrt.errors import ConfigError
 from dvrt.planner.predict import prediction_error
+from dvrt.processes.worker_process import loop_factory
+
+T = TypeVar("T")
 
 PACKAGES = (
     *("dvrt", "torch", "transformers", "tokenizers", "safetensors", "numpy", "uvloop", "msgpack"),
@@ -28,6 +32,12 @@ PACKAGES = (
 
 STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
 """The small model of this repository, which an installed package is without."""
+
+
+def run_like_launch(work: Coroutine[Any, Any, T]) -> T:
+    """On an event loop of the kind that ``dvrt launch`` serves with."""
+    with asyncio.Runner(loop_factory=loop_factory("auto")) as runner:
+        return runner.run(work)
 
 
 def require_storyteller() -> Path:

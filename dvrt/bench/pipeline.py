@@ -19,7 +19,7 @@ from typing import Any
 
 import dvrt
 from dvrt.bench.bare_ring import ring_busy_fraction
-from dvrt.bench.common import Measured, spread
+from dvrt.bench.common import Measured, run_like_launch, spread
 from dvrt.planner.predict import Deployment, fixed_times, predict, prediction_error
 
 N_STAGES = 4
@@ -37,7 +37,7 @@ class Window:
 
 def measure(*, quick: bool) -> Measured:
     """Occupation and hop time over several windows."""
-    return asyncio.run(_measure(windows=2 if quick else 5, n_tokens=200 if quick else 1000))
+    return run_like_launch(_measure(windows=2 if quick else 5, n_tokens=200 if quick else 1000))
 
 
 async def _measure(*, windows: int, n_tokens: int) -> Measured:

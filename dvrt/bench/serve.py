@@ -20,13 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import dvrt
-from dvrt.bench.common import Measured, require_storyteller, spread
+from dvrt.bench.common import Measured, require_storyteller, run_like_launch, spread
 from dvrt.bench.profile_steps import StepFits, StepGrid, fit_samples, measure_steps
 from dvrt.models.check import inspect_checkpoint
 from dvrt.models.spec import EXTENT_TOKENS, StageSpec
 from dvrt.planner.predict import Deployment, predict_burst, prediction_error
 
 HF_BATCH = 16
+MICROBATCHES = 2
+"""Rows for two requests of three, and whoever waits gets a row as soon as one ends. With a third
+microbatch each would have its row at once, and half of all rows would soon stand empty, as in the
+batches of ``generate``; a step costs nearly the same with few rows as with all."""
 MAX_CONTEXT = 256
 PROFILE_ROUNDS = 3
 
@@ -137,7 +141,7 @@ Pass = Callable[[], Awaitable[Run]]
 
 def measure(*, quick: bool) -> Measured:
     """Mixed and equal lengths on the demo model; mixed ones on a GPT-2-124M shape unless quick."""
-    return asyncio.run(_measure(quick))
+    return run_like_launch(_measure(quick))
 
 
 async def _measure(quick: bool) -> Measured:
@@ -184,10 +188,14 @@ async def _compare(
         return lambda: asyncio.to_thread(generate.run, wishes, batch=batch, threads=threads)
 
     async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(serving(directory, stages=1, microbatches=2))
-        two = await stack.enter_async_context(serving(directory, stages=2, microbatches=3))
+        one = await stack.enter_async_context(
+            serving(directory, stages=1, microbatches=MICROBATCHES)
+        )
+        two = await stack.enter_async_context(
+            serving(directory, stages=2, microbatches=MICROBATCHES)
+        )
         fast = await stack.enter_async_context(
-            serving(directory, stages=1, microbatches=2, exact=False)
+            serving(directory, stages=1, microbatches=MICROBATCHES, exact=False)
         )
         passes: dict[str, Pass] = {
             "one_stage": lambda: one.run(wishes),
@@ -223,7 +231,7 @@ def _predict(directory: Path, wishes: list[Wish]) -> dict[str, float]:
         ("one_stage_fast", False, 1),
     ):
         times = fits[exact].stage_times(-(-n_layers // stages))
-        shape = Deployment(stages=stages, microbatches=stages + 1, batch_size=HF_BATCH)
+        shape = Deployment(stages=stages, microbatches=MICROBATCHES, batch_size=HF_BATCH)
         width = EXTENT_TOKENS if exact else 1  # exact mode computes whole chunks
         lengths = [(-(-len(w.prompt) // width) * width, w.n_tokens) for w in wishes]
         predicted[name] = n_tokens / predict_burst(times, shape, lengths)

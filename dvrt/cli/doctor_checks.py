@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from dvrt.transport import known_schemes
-from dvrt.transport.copying import is_native
 
 REQUIRED = (
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "msgpack", "pydantic"),
@@ -37,7 +37,7 @@ WANTED_LOCK_BYTES = 1 << 30
 _RUN_S = 20.0
 _UCX_VERSION = (1, 19)
 """The oldest that ucxx works with."""
-_BUILD_COPIES = "apt install gcc python3-dev  # and install dvrt again"
+_BUILD_COPIES = "apt install gcc python3-dev  # and install dvrt again; on x86-64"
 _BRING_RDMA = "conda install -c conda-forge ucx rdma-core ucxx"
 _LOAD_UCX = """
 import ctypes
@@ -100,8 +100,9 @@ def packages() -> Iterator[Finding]:
         value = ", ".join(found) or f"not installed; for {purpose}"
         is_fine = bool(found) or (what == "ucxx" and not _has_ucx())
         yield _finding(what, is_fine, value, remedy, State.MISSING)
-    value = "past the caches" if is_native() else "as numpy does; half as fast again if compiled"
-    yield _finding("large copies", is_native(), value, _BUILD_COPIES, State.MISSING)
+    is_native = find_spec("dvrt._streaming_copy") is not None
+    value = "past the caches" if is_native else "as numpy does; half as fast again if compiled"
+    yield _finding("large copies", is_native, value, _BUILD_COPIES, State.MISSING)
 
 
 def _has_ucx() -> bool:

@@ -112,11 +112,13 @@ class Chronicle:
         self.mendings.closed(pipeline)
         self._events.add(self._clock.time(), f"pipeline {pipeline}", "closed", "it is empty")
 
-    def replicated(self, message: Replicated) -> int:
-        """The lag that a copy still has, in tokens of one sequence."""
-        lag = self._lags.acknowledged(message.pipeline, message.step)
+    def replicated(self, message: Replicated) -> None:
+        lag = self._lags.acknowledged(message.pipeline, message.stage, message.step)
         self._metrics.replica_lag(lag)
-        return lag
+
+    def replica_lag(self, pipeline: int, stage: int) -> int | None:
+        """Tokens of one sequence that the copies of a stage's logs lack now; None without any."""
+        return self._lags.lag(pipeline, stage)
 
     def warned(self, pipeline: int, stage: int, reason: str) -> None:
         """A stage works as it was told, and it would be better otherwise."""

@@ -17,6 +17,7 @@ class ReplicaLags:
 
     def __init__(self) -> None:
         self._done: dict[int, deque[tuple[int, int]]] = {}
+        self._stored: dict[tuple[int, int], int] = {}
 
     def finished(self, pipeline: int, step: int, microbatch: int) -> None:
         steps = self._done.get(pipeline)
@@ -24,15 +25,28 @@ class ReplicaLags:
             steps = self._done[pipeline] = deque(maxlen=MAX_STEPS)
         steps.append((step, microbatch))
 
-    def acknowledged(self, pipeline: int, step: int) -> int:
-        """A holder has everything of one stage up to a step; the lag that it still has."""
+    def acknowledged(self, pipeline: int, stage: int, step: int) -> int:
+        """A holder has everything of one stage up to a step; what had been lacking until now."""
+        behind = self._behind(pipeline, self._stored.get((pipeline, stage), -1))
+        self._stored[pipeline, stage] = max(step, self._stored.get((pipeline, stage), -1))
+        return behind
+
+    def lag(self, pipeline: int, stage: int) -> int | None:
+        """What the best copies of a stage's logs lack now; None where none were acknowledged. Those
+        of a holder that is lost count until another one has acknowledged."""
+        stored = self._stored.get((pipeline, stage))
+        return None if stored is None else self._behind(pipeline, stored)
+
+    def forget(self, pipeline: int) -> None:
+        """A pipeline is closed."""
+        self._done.pop(pipeline, None)
+        for key in [key for key in self._stored if key[0] == pipeline]:
+            del self._stored[key]
+
+    def _behind(self, pipeline: int, step: int) -> int:
         behind: Counter[int] = Counter()
         for number, microbatch in reversed(self._done.get(pipeline, ())):
             if number <= step:
                 break
             behind[microbatch] += 1
         return max(behind.values(), default=0)
-
-    def forget(self, pipeline: int) -> None:
-        """A pipeline is closed."""
-        self._done.pop(pipeline, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dvrt.cluster.chronicle import Chronicle
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.roster import Member
-from dvrt.cluster.topology import Seat
 from dvrt.control.steps import StepDone
 from dvrt.errors import ConfigError
 from dvrt.models.swap_figures import SwapFigures
@@ -42,7 +41,7 @@ class Reports:
             case Replicated(pipeline=pipeline, stage=stage):
                 seat = self._overseer.topology.seat(pipeline, stage)
                 if seat is not None and seat.is_live:
-                    self.lags(seat, self._chronicle.replicated(report))
+                    self._chronicle.replicated(report)
 
     def _loaded(self, loaded: StageLoaded) -> None:
         """A stage that swaps says whether that pays. What serves already is not refused."""
@@ -70,12 +69,6 @@ class Reports:
         member = self._member_at(pipeline, stage)
         if member is not None:
             self._overseer.roster.count(member, swap=swap_status(figures))
-
-    def lags(self, seat: Seat, tokens: int) -> None:
-        """The copies of a stage's logs lack so many tokens of a sequence."""
-        member = self._overseer.roster.get(seat.owner)
-        if member is not None and member.status.replica_lag != tokens:
-            self._overseer.roster.count(member, replica_lag=tokens)
 
     def _member_at(self, pipeline: int, stage: int) -> Member | None:
         seat = self._overseer.topology.seat(pipeline, stage)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dvrt.cluster.chronicle import Chronicle
 from dvrt.cluster.dispatch import Dispatcher
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.topology import Seat
-from dvrt.results import Status
+from dvrt.results import Status, WorkerStatus
 
 
 def missed(overseer: Overseer) -> list[Seat]:
@@ -31,7 +33,9 @@ def describe_cluster(
         model=model,
         state=state,
         reason=reason if failure is None else str(failure),
-        workers=overseer.roster.statuses(topology.owners),
+        workers=tuple(
+            [_with_lag(each, chronicle) for each in overseer.roster.statuses(topology.owners)]
+        ),
         pipelines=topology.statuses(),
         n_lost=overseer.n_lost,
         n_queued=numbers.n_queued,
@@ -40,3 +44,9 @@ def describe_cluster(
         n_finished=chronicle.n_finished,
         uptime_s=uptime_s,
     )
+
+
+def _with_lag(worker: WorkerStatus, chronicle: Chronicle) -> WorkerStatus:
+    if worker.pipeline is None or worker.stage is None:
+        return worker
+    return replace(worker, replica_lag=chronicle.replica_lag(worker.pipeline, worker.stage))

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from dvrt.kv.log import Log
 
+PAUSE_S = 0.03
+"""A holder gets no more often what there is: with steps of a few milliseconds, packing, sending and
+checking once a round costs both sides more than what a loss may have to compute again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owed:

@@ -93,7 +93,7 @@ class Metrics:
         self._losses = self._counter("dvrt_worker_losses_total", "Workers that were lost.")
         self._lag = self._histogram(
             "dvrt_replica_lag_tokens",
-            "Tokens of one sequence that a copy of its log lacked when it was acknowledged.",
+            "Tokens of one sequence that copies of its log had lacked until more was acknowledged.",
             LAG_BUCKETS,
         )
         self._recoveries = self._histogram(

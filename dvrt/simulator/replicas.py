@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dvrt.kv.copied import PAUSE_S
 from dvrt.simulator.agenda import Agenda
 from dvrt.simulator.machine import Machine, transfer
 
@@ -12,7 +13,8 @@ Log = tuple[int, int]
 
 
 class Copies:
-    """One stage's logs at one holder. One message at a time; what comes meanwhile is in the next.
+    """One stage's logs at one holder. One message at a time and a pause behind it, as in the
+    runtime; what comes meanwhile is in the next.
 
     So replication may fall behind, and compute never waits for it.
     """
@@ -44,8 +46,12 @@ class Copies:
         def arrive() -> None:
             if lives == (self._source.life, self.holder.life):
                 self._held.update(batch)
+                agenda.put(end_s + PAUSE_S, go_on)
+
+        def go_on() -> None:
+            if lives == (self._source.life, self.holder.life):
                 self._is_busy = False
-                self.pump(agenda, end_s, bandwidth, latency_s)
+                self.pump(agenda, end_s + PAUSE_S, bandwidth, latency_s)
 
         agenda.put(end_s, arrive)
 

@@ -16,6 +16,7 @@ from dvrt.actors.node import Node
 from dvrt.buffers import Region
 from dvrt.control.steps import Step
 from dvrt.errors import ActorError, TransportError
+from dvrt.kv.copied import PAUSE_S
 from dvrt.kv.digest import digest_of
 from dvrt.kv.spans import Span
 from dvrt.protocol.messages import ReplicaGap, Replicate
@@ -25,10 +26,6 @@ from dvrt.stages.ledger import Copy, Ledger
 
 MESSAGE_BYTES = 2 << 20
 """About so much is packed for one message at most, in one turn of the compute; the rest follows."""
-
-PAUSE_S = 0.05
-"""A holder gets no more often what there is: what steps of a few milliseconds each would cost both
-sides is more than what a loss may have to compute again."""
 
 IDLE_S = 0.002
 """A stage that has got no step for so long has time to pack."""

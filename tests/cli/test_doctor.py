@@ -123,11 +123,11 @@ def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_light() -> None:
-    """The quick checks of packages and limits import neither torch nor ucxx."""
+    """The quick checks of packages and limits import neither torch nor NumPy nor ucxx."""
     program = (
         "import sys; from dvrt.cli import doctor_checks as c\n"
         "list(c.packages()), list(c.ucx()), list(c.limits())\n"
-        "print(sorted({'torch', 'ucxx', 'cupy'} & set(sys.modules)))"
+        "print(sorted({'torch', 'ucxx', 'cupy', 'numpy'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(

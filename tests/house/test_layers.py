@@ -32,6 +32,7 @@ LEVELS = {
     "cli": 9,
 }
 LEVELS |= {path.stem: 0 for path in (ROOT / "dvrt").glob("[a-z]*.py")}  # dvrt's own files
+LEVELS["_streaming_copy"] = 0  # in C
 PURE = ("control", "planner", "kv", "simulator")
 IMPURE = ("asyncio", "torch", "uvloop")
 UNSAFE = ("pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve")

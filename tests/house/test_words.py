@@ -18,7 +18,21 @@ FORBIDDEN = {
     "an emoji": "[\U0001f000-\U0001faff\u2600-\u27bf]",
     "a placeholder": r"\b(?:lorem " + r"ipsum|NotImplemented" + r"Error)\b",
 }
-TEXT = {".py", ".md", ".toml", ".txt", ".cu", ".c", ".cfg", ".yaml", ".yml", ".sh", "", ".json"}
+TEXT = {
+    ".py",
+    ".md",
+    ".toml",
+    ".txt",
+    ".cu",
+    ".c",
+    ".pyi",
+    ".cfg",
+    ".yaml",
+    ".yml",
+    ".sh",
+    "",
+    ".json",
+}
 READS_ENVIRONMENT = ("dvrt/options.py",)
 
 

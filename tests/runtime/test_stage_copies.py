@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dvrt.control.steps import Adopt, Decode
+from dvrt.kv.copied import PAUSE_S
 from dvrt.kv.digest import digest_of
 from dvrt.models.tiny import write_tiny
 from dvrt.protocol.claims import Survey
@@ -24,7 +25,6 @@ from dvrt.protocol.messages import (
     SendReplica,
 )
 from dvrt.stages.replicas import ReplicaActor
-from dvrt.stages.replicator import PAUSE_S
 from dvrt.virtual import run_virtual
 from tests.runtime.stage_crew import GREEDY, Line, Works, works
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import dvrt
+from dvrt.kv.copied import PAUSE_S
 from dvrt.models.tiny import write_tiny
 from dvrt.virtual import run_virtual
 
@@ -76,3 +77,23 @@ def test_another_order_of_events_gives_the_same_tokens(model: Path) -> None:
             shorter = min(len(ids), len(theirs))
             assert ids[:shorter] == theirs[:shorter]
     assert len({run[1] for run in runs[:3]}) > 1, "three seeds, one order of events"
+
+
+async def watch_lags(model: Path, replicas: int) -> tuple[list[set[int | None]], list[int | None]]:
+    """What the status says of copies after each token, and when all is quiet again."""
+    seen: list[set[int | None]] = []
+    options = {"device": "null", "null_step_ms": 5.0, "replicas": replicas}
+    async with dvrt.launch(model, stages=2, in_process=True, **options) as engine:
+        async for _ in engine.generate([1], max_tokens=60, temperature=0.0, ignore_eos=True):
+            seen.append({each.replica_lag for each in engine.status().workers})
+        await asyncio.sleep(1.0)
+        return seen, [each.replica_lag for each in engine.status().workers]
+
+
+def test_the_status_says_what_copies_lack_in_that_moment(model: Path) -> None:
+    seen, at_last = run_virtual(watch_lags(model, 1))
+    lags = [lag for each in seen for lag in each if lag is not None]
+    assert max(lags) > 0, "copies are behind the compute"
+    assert max(lags) <= 1 + 2 * PAUSE_S / 0.010
+    assert at_last == [0, 0]
+    assert {lag for each in run_virtual(watch_lags(model, 0))[0] for lag in each} == {None}

@@ -1,4 +1,4 @@
-"""What ``streaming_copy.c`` gives."""
+"""What ``transport/streaming_copy.c`` gives."""
 
 from typing_extensions import Buffer
 
