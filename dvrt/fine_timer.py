@@ -10,7 +10,6 @@ import asyncio
 import ctypes
 import os
 from collections.abc import Callable
-from contextlib import suppress
 
 _MONOTONIC, _ABSOLUTE = 1, 1
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
@@ -37,15 +36,15 @@ class FineTimer:
         self._libc = ctypes.PyDLL(None, use_errno=True)  # it never blocks: keep the GIL
         self._fd = self._libc.timerfd_create(_MONOTONIC, _FLAGS)
         if self._fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"timerfd_create: {os.strerror(number)}")
+            raise _last_error("timerfd_create")
         self._loop.add_reader(self._fd, self._fire)
 
     def set(self, at: float) -> None:
         """Fire at ``at`` of ``time.monotonic``, and not at what was set before; a time that has
         passed is now."""
         times = _Times(0, 0, *divmod(max(1, int(at * _NANO)), _NANO))
-        self._libc.timerfd_settime(self._fd, _ABSOLUTE, ctypes.byref(times), None)
+        if self._libc.timerfd_settime(self._fd, _ABSOLUTE, ctypes.byref(times), None):
+            raise _last_error("timerfd_settime")
 
     def close(self) -> None:
         """Fire no more."""
@@ -55,6 +54,13 @@ class FineTimer:
             self._fd = -1
 
     def _fire(self) -> None:
-        with suppress(BlockingIOError):  # it was set anew meanwhile
+        try:
             os.read(self._fd, 8)
-            self._callback()
+        except BlockingIOError:  # it was set anew meanwhile
+            return
+        self._callback()
+
+
+def _last_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")

@@ -186,8 +186,6 @@ def _tuple_encoder(args: tuple[Any, ...]) -> Encoder:
         each = _encoder(args[0])
         return _same if each is _same else lambda value: [each(item) for item in value]
     parts = [_encoder(arg) for arg in args]
-    if all(part is _same for part in parts):
-        return _same
     return lambda value: [part(item) for part, item in zip(parts, value, strict=True)]
 
 

@@ -1,21 +1,21 @@
 """The least that a ring of processes costs here: the round of ``bench pipeline`` without dvrt.
 
-Every hop is one small message over a local socket, from an event loop to an event loop; a step is a
-thread that sleeps. No actors, no messages to encode, no scheduler: what such a ring does not reach,
-no runtime of this kind does on this machine.
+Every hop is one small message over a local socket, from an event loop to an event loop; a step is
+time that passes by a clock, as on the null device. No actors, no messages to encode, no scheduler:
+what such a ring does not reach, no runtime of this kind does on this machine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from contextlib import ExitStack, suppress
 
+from dvrt.fine_timer import FineTimer
 from dvrt.processes.worker_process import loop_factory
 
 _TICKET_BYTES = 16
@@ -71,18 +71,20 @@ def _line_of(process: subprocess.Popen[bytes]) -> bytes:
 
 
 class _Member:
-    """One process of the ring; ``occupied_s`` is by its thread's clock."""
+    """One process of the ring; ``occupied_s`` is by its device's clock."""
 
     def __init__(self, receives: socket.socket, sends: socket.socket, step_s: float) -> None:
         self.occupied_s = 0.0
         self._receives, self._sends, self._step_s = receives, sends, step_s
         self._loop = asyncio.get_running_loop()
-        self._tickets: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="steps", daemon=True).start()
+        self._steps: deque[tuple[float, bytes]] = deque()
+        self._free_at = 0.0
+        self._timer = FineTimer(self._end)
         receives.setblocking(False)
         self._loop.add_reader(receives.fileno(), self._on_readable)
 
     def close(self) -> None:
+        self._timer.close()
         self._loop.remove_reader(self._receives.fileno())
 
     def _on_readable(self) -> None:
@@ -90,17 +92,22 @@ class _Member:
         if not ticket:  # the ring ends
             self._loop.remove_reader(self._receives.fileno())
         elif self._step_s:
-            self._tickets.put(ticket)
+            self._begin(ticket)
         else:
             self._pass_on(ticket)
 
-    def _run(self) -> None:
-        while True:
-            ticket = self._tickets.get()
-            began = time.monotonic()
-            time.sleep(self._step_s)
-            self.occupied_s += time.monotonic() - began
-            self._loop.call_soon_threadsafe(self._pass_on, ticket)
+    def _begin(self, ticket: bytes) -> None:
+        self._free_at = max(self._free_at, time.monotonic()) + self._step_s
+        self._steps.append((self._free_at, ticket))
+        if len(self._steps) == 1:
+            self._timer.set(self._free_at)
+
+    def _end(self) -> None:
+        _, ticket = self._steps.popleft()
+        self.occupied_s += self._step_s
+        self._pass_on(ticket)
+        if self._steps:
+            self._timer.set(self._steps[0][0])
 
     def _pass_on(self, ticket: bytes) -> None:
         with suppress(OSError):  # the next one may have ended before

@@ -104,6 +104,10 @@ class Chronicle:
         self._metrics.worker_lost()
         self._metrics.recovered("detect", silence_s)
 
+    def copies_lost(self, holder: str) -> None:
+        """A holder of copies is gone."""
+        self._lags.lost(holder)
+
     def stage_lost(self, seat: Seat, worker: str) -> None:
         self.mendings.stage_lost(seat, worker)
 
@@ -113,7 +117,7 @@ class Chronicle:
         self._events.add(self._clock.time(), f"pipeline {pipeline}", "closed", "it is empty")
 
     def replicated(self, message: Replicated) -> None:
-        lag = self._lags.acknowledged(message.pipeline, message.stage, message.step)
+        lag = self._lags.acknowledged(message.pipeline, message.stage, message.holder, message.step)
         self._metrics.replica_lag(lag)
 
     def replica_lag(self, pipeline: int, stage: int) -> int | None:

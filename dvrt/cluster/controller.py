@@ -296,6 +296,9 @@ class Controller(Actor):
 
     def _lost(self, seats: list[Seat], worker: str, reason: str, silence_s: float) -> None:
         self._chronicle.lost(worker, reason, silence_s)
+        member = self._overseer.roster.get(worker)
+        if member is not None:
+            self._chronicle.copies_lost(member.replica_actor)
         if seats:
             self._rebalancer.undo(f"worker {worker} was lost: {reason}")
         for seat in seats:

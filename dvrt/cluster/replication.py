@@ -17,7 +17,7 @@ class ReplicaLags:
 
     def __init__(self) -> None:
         self._done: dict[int, deque[tuple[int, int]]] = {}
-        self._stored: dict[tuple[int, int], int] = {}
+        self._stored: dict[tuple[int, int], dict[str, int]] = {}
 
     def finished(self, pipeline: int, step: int, microbatch: int) -> None:
         steps = self._done.get(pipeline)
@@ -25,17 +25,22 @@ class ReplicaLags:
             steps = self._done[pipeline] = deque(maxlen=MAX_STEPS)
         steps.append((step, microbatch))
 
-    def acknowledged(self, pipeline: int, stage: int, step: int) -> int:
-        """A holder has everything of one stage up to a step; what had been lacking until now."""
-        behind = self._behind(pipeline, self._stored.get((pipeline, stage), -1))
-        self._stored[pipeline, stage] = max(step, self._stored.get((pipeline, stage), -1))
+    def acknowledged(self, pipeline: int, stage: int, holder: str, step: int) -> int:
+        """A holder has everything of one stage up to a step; what it had lacked until now."""
+        stored = self._stored.setdefault((pipeline, stage), {})
+        behind = self._behind(pipeline, stored.get(holder, -1))
+        stored[holder] = step
         return behind
 
     def lag(self, pipeline: int, stage: int) -> int | None:
-        """What the best copies of a stage's logs lack now; None where none were acknowledged. Those
-        of a holder that is lost count until another one has acknowledged."""
+        """What the best copies of a stage's logs lack now; None where there are none."""
         stored = self._stored.get((pipeline, stage))
-        return None if stored is None else self._behind(pipeline, stored)
+        return self._behind(pipeline, max(stored.values())) if stored else None
+
+    def lost(self, holder: str) -> None:
+        """A holder is gone, and with it what it kept."""
+        for stored in self._stored.values():
+            stored.pop(holder, None)
 
     def forget(self, pipeline: int) -> None:
         """A pipeline is closed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dvrt.cluster.chronicle import Chronicle
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.roster import Member
+from dvrt.cluster.topology import Seat
 from dvrt.control.steps import StepDone
 from dvrt.errors import ConfigError
 from dvrt.models.swap_figures import SwapFigures
@@ -41,7 +42,7 @@ class Reports:
             case Replicated(pipeline=pipeline, stage=stage):
                 seat = self._overseer.topology.seat(pipeline, stage)
                 if seat is not None and seat.is_live:
-                    self._chronicle.replicated(report)
+                    self.stored(seat, report)
 
     def _loaded(self, loaded: StageLoaded) -> None:
         """A stage that swaps says whether that pays. What serves already is not refused."""
@@ -69,6 +70,10 @@ class Reports:
         member = self._member_at(pipeline, stage)
         if member is not None:
             self._overseer.roster.count(member, swap=swap_status(figures))
+
+    def stored(self, seat: Seat, report: Replicated) -> None:
+        """A holder has more of the logs of the stage in this seat."""
+        self._chronicle.replicated(report)
 
     def _member_at(self, pipeline: int, stage: int) -> Member | None:
         seat = self._overseer.topology.seat(pipeline, stage)

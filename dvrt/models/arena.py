@@ -21,8 +21,10 @@ from dvrt.models.spec import EXTENT_TOKENS
 SlotRange = tuple[int, int, int]
 """Positions [start, stop) of a slot's log: slot, start, stop."""
 
-GATHER_BELOW = 8
-"""Ranges of fewer positions on average are packed by one index."""
+GATHERED_RANGES = 4
+GATHERED_NUMBERS = 2048
+"""So many ranges or more, of no more numbers on average, are packed by one index: slicing each
+costs more than copying so little. Beyond that the index costs up to four times what slices do."""
 
 
 class Geometry(NamedTuple):
@@ -121,7 +123,8 @@ class Arena:
         packed = torch.empty(
             n_positions * width, dtype=self.storage.dtype, device=self.storage.device
         )
-        if n_positions < GATHER_BELOW * len(ranges):
+        is_fine = packed.numel() <= GATHERED_NUMBERS * len(ranges)
+        if is_fine and len(ranges) >= GATHERED_RANGES:
             self._gather(ranges, first, last, packed)
             return packed
         at = 0

@@ -70,7 +70,7 @@ def prepare(
 
 
 def make_executor(order: LoadStage, *, prepared: Prepared) -> StageExecutor:
-    """Load the stage's model; runs on the compute thread. Raises ModelError, OutOfMemory."""
+    """Load the stage's model; runs on the compute. Raises ModelError, OutOfMemory."""
     spec = order.spec
     try:
         model = _make_model(order, prepared)

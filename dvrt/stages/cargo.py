@@ -1,4 +1,4 @@
-"""What a stage ships, on its way from the compute thread to the event loop, as values."""
+"""What a stage ships, on its way from the compute to the event loop, as values."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sealed:
 
 
 class Outlet(Protocol):
-    """Takes what is to be shipped, in order, on the compute thread; never blocks or raises."""
+    """Takes what is to be shipped, in order, on the compute; never blocks or raises."""
 
     def has_room(self, nbytes: int) -> bool:
         """Whether so many packed bytes may be given; else they are to be given unpacked."""

@@ -1,8 +1,9 @@
 """The null device's compute on a real loop: a timeline of its own, like an accelerator's queue.
 
-The host gives work to an accelerator without waiting for it, and is woken when it is done. So it
-is here: what the work does is done when it is given, which is next to nothing, and its result is
-there when the device's time for it has passed.
+The host gives work to an accelerator without waiting, and is woken when it is done. So it is here:
+when a piece of work begins, what it does is done at once, inline; its result is there when the
+device's time for it has passed. So the loop stands still for as long as the work itself takes,
+which is meant to be next to nothing, and work that never ends is found as a worker that is silent.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ T = TypeVar("T")
 
 
 class _Given(NamedTuple):
-    """Work whose result is there at ``ends`` of the monotonic clock."""
-
-    ends: float
+    work: Callable[[], Any]
+    cost_s: float
     future: asyncio.Future[Any]
-    done: Done[Any] | BaseException
 
 
 class ClockCompute:
@@ -32,9 +31,11 @@ class ClockCompute:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._timer = FineTimer(self._settle)
-        self._free_at = 0.0
+        self._timer = FineTimer(self._end)
         self._given: deque[_Given] = deque()
+        self._free_at = 0.0
+        self._running: asyncio.Future[Any] | None = None
+        self._outcome: Done[Any] | BaseException
         self._is_closed = False
 
     def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
@@ -42,19 +43,10 @@ class ClockCompute:
         if self._is_closed:
             future.cancel()
             return future
-        began = max(self._free_at, time.monotonic())
-        done: Done[T] | BaseException
-        try:
-            value = work()
-        except Exception as error:  # it belongs to the waiter, whatever it is
-            ends, done = max(began, time.monotonic()), error
-        else:
-            ends = max(began + cost_s, time.monotonic())
-            done = Done(value=value, began=began, busy_s=ends - began)
-        self._free_at = ends
-        self._given.append(_Given(ends, future, done))
-        if len(self._given) == 1:
-            self._timer.set(ends)
+        self._given.append(_Given(work, cost_s, future))
+        if self._running is None and len(self._given) == 1:
+            self._free_at = max(self._free_at, time.monotonic())
+            self._begin()
         return future
 
     def close(self) -> None:
@@ -63,19 +55,38 @@ class ClockCompute:
     def abandon(self) -> None:
         self._is_closed = True
         self._timer.close()
-        for each in self._given:
-            each.future.cancel()
+        for future in (self._running, *[each.future for each in self._given]):
+            if future is not None:
+                future.cancel()
+        self._running = None
         self._given.clear()
 
-    def _settle(self) -> None:
-        now = time.monotonic()
-        while self._given and self._given[0].ends <= now:
-            _, future, done = self._given.popleft()
-            if future.done():
-                continue
-            if isinstance(done, BaseException):
-                future.set_exception(done)
+    def _begin(self) -> None:
+        """Begin the next work: when it was given, or when the one before it ended."""
+        work, cost_s, self._running = self._given.popleft()
+        began = self._free_at
+        try:
+            value = work()
+            ends = max(began + cost_s, time.monotonic())
+            self._outcome = Done(value=value, began=began, busy_s=ends - began)
+        except StopIteration as error:  # no future takes one
+            ends, self._outcome = time.monotonic(), RuntimeError(f"the work raised {error!r}")
+        except BaseException as error:  # it belongs to the waiter, whatever it is
+            ends, self._outcome = time.monotonic(), error
+        self._free_at = ends
+        if not self._is_closed:
+            self._timer.set(self._free_at)
+
+    def _end(self) -> None:
+        future, self._running = self._running, None
+        if future is not None and not future.done():
+            if isinstance(self._outcome, BaseException):
+                future.set_exception(self._outcome)
             else:
-                future.set_result(done)
+                future.set_result(self._outcome)
         if self._given:
-            self._timer.set(self._given[0].ends)
+            self._loop.call_soon(self._begin_next)  # behind whoever waits for this result
+
+    def _begin_next(self) -> None:
+        if self._running is None and self._given:
+            self._begin()

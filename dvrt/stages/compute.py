@@ -1,7 +1,8 @@
-"""Where a stage computes: one piece of work at a time, in order, never on the event loop's turn.
+"""Where a stage computes: one piece of work at a time, in order.
 
-A real device works on a thread of its own. Under virtual time the work is done inline and costs
-the virtual seconds that it is said to cost.
+A real device works on a thread of its own, so that the event loop goes on. Under virtual time the
+work is done inline and costs the virtual seconds that it is said to cost; the null device has a
+clock (``clock_compute``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Done(Generic[T]):
 
 
 class Submits(Protocol):
-    """Takes work, first in, first out; ``submit`` never blocks."""
+    """Takes work, first in, first out; ``submit`` never waits for it."""
 
     def submit(self, work: Callable[[], T], *, cost_s: float = 0.0) -> asyncio.Future[Done[T]]:
         """Run ``work`` after all that was submitted before it; it takes at least ``cost_s``."""
@@ -40,7 +41,7 @@ class Compute(Submits, Protocol):
     """What computes, and ends."""
 
     def close(self) -> None:
-        """Drop what has not begun; wait for what has. May be called from another thread."""
+        """Drop what has not begun; wait for what a thread has begun. From any thread."""
         ...
 
     def abandon(self) -> None:

@@ -1,6 +1,6 @@
 """Applies steps to one stage: checks the log's rules, runs the model, draws tokens at the end.
 
-Synchronous; runs on the stage's compute thread and is the only one that touches the model.
+Synchronous; runs on the stage's compute and is the only one that touches the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Executed:
 class StageExecutor:
     """One stage's state: the model with its arena, the ledger of logs, the drawing at the end.
 
-    ``outlet`` takes what steps send to other pipelines, from this thread.
+    ``outlet`` takes what steps send to other pipelines, from the compute.
     """
 
     def __init__(

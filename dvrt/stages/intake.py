@@ -11,7 +11,7 @@ from dvrt.stages.ledger import Ledger, News
 
 
 class Intake:
-    """Has a stage's compute thread, which alone knows who uses a slot, take what comes.
+    """Has a stage's compute, which alone knows who uses a slot, take what comes.
 
     ``tell`` gets what is complete, and what is not what was sent; ``on_failure`` any error, after
     which the stage cannot go on.

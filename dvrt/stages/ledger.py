@@ -1,6 +1,6 @@
 """The logs of one stage: its own, those it has received, and when one becomes the other.
 
-Belongs to the stage's compute thread, as the model does.
+Belongs to the stage's compute, as the model does.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each holder is sent what it lacks of every log, one message at a time; what is computed meanwhile
 goes with the next one. So copies may fall behind, and compute never waits for them. Packing takes
-the compute's time, so while steps come one upon the other it is done once a round, for all
-microbatches together.
+the compute's time, so while steps come one upon the other it is done once a round at most, for all
+microbatches together, and for each holder once in ``PAUSE_S``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from dvrt.stages.ledger import Copy, Ledger
 
 MESSAGE_BYTES = 2 << 20
 """About so much is packed for one message at most, in one turn of the compute; the rest follows."""
+
+RETRY_S = 0.5
+"""A holder that could not be reached is tried again after so long, from the start of all logs."""
 
 IDLE_S = 0.002
 """A stage that has got no step for so long has time to pack."""
@@ -151,22 +154,32 @@ class Replicator:
             holder.task.cancel()
 
     async def _catch_up(self, holder: _Holder) -> None:
-        """Send until the holder lacks nothing; a holder that is gone is left to the controller."""
+        """Send until the holder lacks nothing."""
         try:
             while holder.is_due:
-                holder.is_due, step = False, self._step
-                copy_next = partial(self._ledger.copy_for, holder.actor, self._most)
-                copy = (await self._compute.submit(copy_next)).value
-                if copy.ranges or step > holder.sent:
-                    await self._send(holder, copy, step if copy.is_all else holder.sent)
-                holder.is_due |= not copy.is_all
-                if copy.is_all:
-                    await asyncio.sleep(PAUSE_S)
-        except (ActorError, TransportError):
-            holder.sent = -1
-            self._on_compute(partial(self._ledger.lacks, holder.actor))
+                holder.is_due = False
+                await asyncio.sleep(await self._send_next(holder))
         finally:
             holder.task = None
+
+    async def _send_next(self, holder: _Holder) -> float:
+        """Send what the holder lacks, as far as one message goes; seconds to pause behind it.
+
+        A holder that cannot be reached is tried again until the controller names another.
+        """
+        step = self._step
+        copy_next = partial(self._ledger.copy_for, holder.actor, self._most)
+        copy = (await self._compute.submit(copy_next)).value
+        if not copy.ranges and step <= holder.sent:
+            return 0.0
+        try:
+            await self._send(holder, copy, step if copy.is_all else holder.sent)
+        except (ActorError, TransportError):
+            holder.sent, holder.is_due = -1, True
+            self._on_compute(partial(self._ledger.lacks, holder.actor))
+            return RETRY_S
+        holder.is_due |= not copy.is_all
+        return PAUSE_S if copy.is_all else 0.0
 
     async def _send(self, holder: _Holder, copy: Copy, step: int) -> None:
         region = Region.of(copy.packed)

@@ -1,6 +1,6 @@
 """Sends what a stage ships to the stages of other pipelines: each gets the layers that it holds.
 
-Lives on the event loop; compute hands items over from its own thread.
+Lives on the event loop; compute hands items over from whatever thread it has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNREACHED_PAUSE_S = 1.0
 MAX_SIGHTINGS = 4096
 
 Pack = Callable[[Cargo], Awaitable[Any]]
-"""Packs a cargo on the compute thread; None when its log is not there any more."""
+"""Packs a cargo on the compute; None when its log is not there any more."""
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class Shipper:
         self.counters = ShipperCounters()
         self.sightings: deque[tuple[str, int, float]] = deque(maxlen=MAX_SIGHTINGS)
 
-    # On the compute thread.
+    # On the compute.
 
     def has_room(self, nbytes: int) -> bool:
         return self._given - self._gone + nbytes <= HELD_BYTES

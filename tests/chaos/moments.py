@@ -92,7 +92,7 @@ MOMENTS = {
     "result sent": Moment(StageActor, "_finish", _decodes, nth=9, at_end=True),
     "before replication": Moment(Replicator, "_send", nth=2),
     "after replication": Moment(Replicator, "_send", nth=2, at_end=True),
-    "acknowledged": Moment(Reports, "lags", _is_of, nth=2, of_controller=True),
+    "acknowledged": Moment(Reports, "stored", _is_of, nth=2, of_controller=True),
     "swap in": Moment(Pager, "_copy", _direction("in"), nth=3),
     "swap out": Moment(Pager, "_copy", _direction("out"), nth=3),
     "recovery": Moment(Overseer, "loaded", _replaces, of_controller=True),

@@ -13,6 +13,10 @@ from dvrt.stages.clock_compute import ClockCompute
 STEP_S = 0.004
 
 
+class Unusual(BaseException):
+    """No Exception."""
+
+
 @pytest.mark.usefixtures("loop_kind")
 async def test_work_is_done_in_order_and_takes_the_devices_time():
     compute, done = ClockCompute(), []
@@ -49,14 +53,43 @@ async def test_work_without_a_cost_comes_behind_what_has_one():
     assert ended == ["slow", "free"]
 
 
-async def test_an_error_is_the_waiters_and_the_next_work_goes_on():
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(ValueError, ValueError), (StopIteration, RuntimeError), (Unusual, Unusual)],
+)
+async def test_an_error_is_the_waiters_and_the_next_work_goes_on(error, seen):
+    def fail() -> None:
+        raise error("on purpose")
+
     compute = ClockCompute()
-    broken = compute.submit(lambda: 1 // 0, cost_s=STEP_S)
+    broken = compute.submit(fail, cost_s=STEP_S)
     whole = compute.submit(lambda: 7, cost_s=STEP_S)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(seen):
         await broken
     assert (await whole).value == 7
     compute.abandon()
+
+
+async def test_work_begins_when_its_turn_has_come_behind_whoever_waited_for_the_last():
+    compute, seen = ClockCompute(), []
+    first = compute.submit(lambda: seen.append("first began"), cost_s=STEP_S)
+    first.add_done_callback(lambda _: seen.append("first is over"))
+    last = compute.submit(lambda: seen.append("last began"), cost_s=STEP_S)
+    assert seen == ["first began"]
+    await last
+    compute.abandon()
+    assert seen == ["first began", "first is over", "last began"]
+
+
+async def test_work_may_be_given_while_work_is_done_and_between():
+    compute, more = ClockCompute(), []
+    first = compute.submit(lambda: more.append(compute.submit(lambda: 2, cost_s=STEP_S)))
+    first.add_done_callback(lambda _: more.append(compute.submit(lambda: 3)))
+    began = await first
+    second, third = await asyncio.gather(*more)
+    compute.abandon()
+    assert (second.value, third.value) == (2, 3)
+    assert second.began == pytest.approx(began.began + began.busy_s, abs=1e-9)
 
 
 @pytest.mark.parametrize("from_a_thread", [True, False])
