@@ -27,7 +27,10 @@ class _Given(NamedTuple):
 
 
 class ClockCompute:
-    """One device: work takes its ``cost_s`` after all that was submitted before it."""
+    """One device: work takes its ``cost_s`` after all that was submitted before it.
+
+    What costs nothing, such as packing copies, takes its turn and none of the device's time.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -64,7 +67,7 @@ class ClockCompute:
     def _begin(self) -> None:
         """Begin the next work: when it was given, or when the one before it ended."""
         work, cost_s, self._running = self._given.popleft()
-        began = self._free_at
+        began = self._free_at if cost_s else time.monotonic()
         try:
             value = work()
             ends = max(began + cost_s, time.monotonic())
@@ -73,9 +76,11 @@ class ClockCompute:
             ends, self._outcome = time.monotonic(), RuntimeError(f"the work raised {error!r}")
         except BaseException as error:  # it belongs to the waiter, whatever it is
             ends, self._outcome = time.monotonic(), error
-        self._free_at = ends
-        if not self._is_closed:
-            self._timer.set(self._free_at)
+        if not cost_s:
+            self._end()
+        elif not self._is_closed:
+            self._free_at = ends
+            self._timer.set(ends)
 
     def _end(self) -> None:
         future, self._running = self._running, None

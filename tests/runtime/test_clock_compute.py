@@ -32,6 +32,18 @@ async def test_work_is_done_in_order_and_takes_the_devices_time():
     assert all(each.busy_s >= STEP_S - 1e-9 for each in results)
 
 
+@pytest.mark.may_block
+async def test_what_costs_nothing_does_not_delay_the_device():
+    compute = ClockCompute()
+    first = compute.submit(lambda: 1, cost_s=STEP_S)
+    free = compute.submit(lambda: time.sleep(STEP_S / 4))
+    last = compute.submit(lambda: 2, cost_s=STEP_S)
+    one, between, two = await asyncio.gather(first, free, last)
+    compute.abandon()
+    assert two.began == pytest.approx(one.began + one.busy_s, abs=1e-9)
+    assert between.busy_s >= STEP_S / 4
+
+
 async def test_the_device_waits_where_there_is_nothing_to_do():
     compute = ClockCompute()
     first = await compute.submit(lambda: 1, cost_s=STEP_S)
@@ -86,10 +98,12 @@ async def test_work_may_be_given_while_work_is_done_and_between():
     first = compute.submit(lambda: more.append(compute.submit(lambda: 2, cost_s=STEP_S)))
     first.add_done_callback(lambda _: more.append(compute.submit(lambda: 3)))
     began = await first
+    await asyncio.sleep(0)
     second, third = await asyncio.gather(*more)
     compute.abandon()
     assert (second.value, third.value) == (2, 3)
-    assert second.began == pytest.approx(began.began + began.busy_s, abs=1e-9)
+    assert second.began + second.busy_s <= third.began
+    assert second.busy_s >= STEP_S - 1e-9 > began.busy_s
 
 
 @pytest.mark.parametrize("from_a_thread", [True, False])
