@@ -110,7 +110,7 @@ def _as_rows(regions: Sequence[Region], sizes: Sequence[int]) -> np.ndarray | No
     )
 
 
-def gather(sources: Sequence[memoryview], target: memoryview, copy: Copy = copy) -> None:
+def gather(sources: Sequence[memoryview], target: memoryview, copy: Copy) -> None:
     """Fill ``target`` with the sources, whose sizes add up to its own."""
     if target.nbytes < len(sources) * JOIN_BELOW_BYTES:
         target[:] = b"".join(sources)
@@ -122,7 +122,7 @@ def gather(sources: Sequence[memoryview], target: memoryview, copy: Copy = copy)
         start = end
 
 
-def scatter(source: memoryview, targets: Sequence[memoryview], copy: Copy = copy) -> None:
+def scatter(source: memoryview, targets: Sequence[memoryview], copy: Copy) -> None:
     """Spread ``source`` over the targets, whose sizes add up to its own."""
     start = 0
     for target in targets:
