@@ -73,6 +73,20 @@ async def check_empty_messages(pair: Pair) -> None:
         expect(await receive(b) == (header, parts), f"{header!r} with {parts!r} arrived altered")
 
 
+async def check_receiving_no_regions(pair: Pair) -> None:
+    """Every way to receive them is harmless where there are none."""
+    a, b = pair
+    for way in ("into", "take", "borrow"):
+        await send(a, b"none")
+        await send(a, b"some", b"x")
+        incoming = await b.receive(deadline_s=LIMIT_S)
+        received = await getattr(incoming, way)(deadline_s=LIMIT_S)
+        if way == "borrow":
+            expect(list(received.views) == [], "regions came that were not sent")
+            received.release()
+        expect(await receive(b) == (b"some", [b"x"]), f"{way}() took of the next message")
+
+
 async def check_messages_behind_regions(pair: Pair) -> None:
     """What follows a region may be read ahead; it is not the region, wherever that travels."""
     a, b = pair
@@ -239,6 +253,7 @@ async def check_context_manager(pair: Pair) -> None:
 CHANNEL_CHECKS: tuple[ChannelCheck, ...] = (
     check_order_both_ways,
     check_empty_messages,
+    check_receiving_no_regions,
     check_messages_behind_regions,
     check_many_regions,
     check_big_regions,

@@ -71,7 +71,9 @@ class FaultyChannel(GuardedChannel):
     def limits(self, limits: Limits) -> None:
         self._inner.limits = limits
 
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
         fault = self._plan.fault(self._number, Direction.SEND, self._send_index)
         self._send_index += 1
         if fault is not None:

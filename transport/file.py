@@ -71,7 +71,9 @@ class FileChannel(GuardedChannel):
     def _flush_now(self) -> None:
         os.fdatasync(self._fd)
 
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
         views = views_of(regions)
         self._end = await self._work(self._send_waiter, until, self._append, header, views)
         self._receive_waiter.wake()

@@ -7,9 +7,10 @@ never sees two senders, a closed channel or regions that do not fit.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from dvrt.buffers import MemoryKind, Region
 from dvrt.errors import ChannelBusy, ChannelClosed, TransferTimeout
@@ -25,6 +26,8 @@ from dvrt.transport.base import (
     ensure_usable,
 )
 from dvrt.transport.waiting import Waiter, until
+
+Taken = TypeVar("Taken")
 
 
 class GuardedIncoming(Incoming):
@@ -63,8 +66,10 @@ class GuardedChannel(Channel):
         self._received_messages = self._received_bytes = 0
 
     @abstractmethod
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
-        """Move one message out."""
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
+        """Move one message out; its regions have these sizes."""
 
     @abstractmethod
     async def _next(self, until: float | None) -> tuple[bytes, tuple[int, ...]]:
@@ -85,14 +90,15 @@ class GuardedChannel(Channel):
     async def send(self, header: bytes, *regions: Region, deadline_s: float | None = None) -> None:
         with self._sending:
             ensure_usable(closed=self._closed, broken=self._broken)
-            size = check_message(header, regions, moves_cuda=self.moves_cuda)
+            sizes = [region.nbytes for region in regions]
+            check_message(header, regions, sizes, moves_cuda=self.moves_cuda)
             try:
-                await self._send(header, regions, until(deadline_s))
+                await self._send(header, regions, sizes, until(deadline_s))
             except BaseException as error:
                 self._break(error)
                 raise
             self._sent_messages += 1
-            self._sent_bytes += size
+            self._sent_bytes += sum(sizes) + len(header)
 
     async def receive(self, *, deadline_s: float | None = None) -> Incoming:
         with self._receiving:
@@ -121,9 +127,11 @@ class GuardedChannel(Channel):
     ) -> None:
         """What ``incoming.into`` does."""
         check_targets(incoming.sizes, regions, moves_cuda=self.moves_cuda)
-        with self._taking(incoming):
-            if regions:
-                await self._fill(regions, until(deadline_s))
+        await self._receive(incoming, partial(self._fill_any, regions), deadline_s)
+
+    async def _fill_any(self, regions: tuple[Region, ...], until: float | None) -> None:
+        if regions:
+            await self._fill(regions, until)
 
     def take_here(self, incoming: GuardedIncoming) -> list[bytearray] | None:
         """What ``incoming.take`` does, if that needs no waiting; else None, and nothing is done."""
@@ -143,29 +151,33 @@ class GuardedChannel(Channel):
 
     async def borrow(self, incoming: GuardedIncoming, deadline_s: float | None) -> Borrowed:
         """What ``incoming.borrow`` does."""
-        with self._taking(incoming):
-            return await self._borrow(incoming.sizes, until(deadline_s))
+        return await self._receive(incoming, partial(self._borrow, incoming.sizes), deadline_s)
 
     async def _borrow(self, sizes: tuple[int, ...], until: float | None) -> Borrowed:
         """Like ``_fill``, into memory of the transport's choice; here into new memory."""
         parts = [bytearray(size) for size in sizes]
-        await self._fill(tuple([Region.of(part) for part in parts]), until)
+        await self._fill_any(tuple([Region.of(part) for part in parts]), until)
         return Borrowed(lambda: [memoryview(part) for part in parts])
 
-    @contextlib.contextmanager
-    def _taking(self, incoming: GuardedIncoming) -> Iterator[None]:
-        """The regions of ``incoming`` are received in this block, or the channel breaks."""
+    async def _receive(
+        self,
+        incoming: GuardedIncoming,
+        move: Callable[[float | None], Awaitable[Taken]],
+        deadline_s: float | None,
+    ) -> Taken:
+        """Have the regions of ``incoming`` received by ``move``, or the channel breaks."""
         with self._receiving:
             ensure_usable(closed=self._closed, broken=self._broken)
             if incoming.sizes and self._incoming is not incoming:
                 raise ValueError("the regions of this message were already received")
             try:
-                yield
+                taken = await move(until(deadline_s))
             except BaseException as error:
                 self._break(error)
                 raise
             self._incoming = None
             self._received_bytes += sum(incoming.sizes)
+            return taken
 
     def _ensure_usable(self) -> None:
         """For a subclass that was woken: raise when the channel ended in the meantime."""
@@ -220,18 +232,18 @@ class GuardedChannel(Channel):
         return f"<{type(self).__name__} to {self.peer} {state}>"
 
 
-def check_message(header: bytes, regions: tuple[Region, ...], *, moves_cuda: bool = False) -> int:
-    """The message's size. Raises ValueError beyond the limits, TypeError for unfit memory."""
-    size = sum([region.nbytes for region in regions])
+def check_message(
+    header: bytes, regions: tuple[Region, ...], sizes: list[int], *, moves_cuda: bool = False
+) -> None:
+    """Raise ValueError for a message beyond the limits, TypeError for unfit memory."""
     if len(header) > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {len(header)} bytes; limit {MAX_HEADER_BYTES}")
     if len(regions) > MAX_REGIONS:
         raise ValueError(f"{len(regions)} regions in one message; limit {MAX_REGIONS}")
-    if size > MAX_REGION_BYTES:
-        raise ValueError(f"regions of {size} bytes; limit {MAX_REGION_BYTES}")
+    if sum(sizes) > MAX_REGION_BYTES:
+        raise ValueError(f"regions of {sum(sizes)} bytes; limit {MAX_REGION_BYTES}")
     if not moves_cuda and MemoryKind.CUDA in [region.kind for region in regions]:
         raise TypeError("this transport moves host memory; copy the region to staging first")
-    return size + len(header)
 
 
 def check_targets(

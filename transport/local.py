@@ -88,10 +88,12 @@ class LocalChannel(GuardedChannel):
         out.waiters.append(self._send_waiter)
         into.waiters.append(self._receive_waiter)
 
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
         out = self._out
         parts = [region.view() for region in regions]
-        cost = len(header) + sum([part.nbytes for part in parts])
+        cost = len(header) + sum(sizes)
         self._ensure_peer(out)
         while not out.has_room(cost):
             await self._send_waiter.wait(until)

@@ -110,6 +110,14 @@ def _as_rows(regions: Sequence[Region], sizes: Sequence[int]) -> np.ndarray | No
     )
 
 
+def pack(regions: Sequence[Region], sizes: Sequence[int], target: memoryview) -> None:
+    """Fill ``target`` with all the regions, whose sizes add up to its own."""
+    if len(sizes) == 1 and target.nbytes < STREAMED_BYTES:
+        copy(views_of(regions)[0], target)
+    else:
+        Pieces(regions, sizes).copy_to(target)
+
+
 def gather(sources: Sequence[memoryview], target: memoryview, copy: Copy) -> None:
     """Fill ``target`` with the sources, whose sizes add up to its own."""
     if target.nbytes < len(sources) * JOIN_BELOW_BYTES:

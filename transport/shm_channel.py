@@ -18,7 +18,8 @@ from dvrt.transport.arena import Arena, PeerArena
 from dvrt.transport.base import Borrowed
 from dvrt.transport.bell import Bell
 from dvrt.transport.framing import pack_head
-from dvrt.transport.packing import Parts, Pieces
+from dvrt.transport.packing import Parts, Pieces, pack
+from dvrt.transport.polling import Polling
 from dvrt.transport.releases import Releases
 from dvrt.transport.socket_channel import SocketChannel
 from dvrt.transport.vector import Vector
@@ -39,25 +40,26 @@ class ShmChannel(SocketChannel):
         self._arena, self._peer_arena, self._bell = arena, peer_arena, bell
         self._piece_bytes = min(PIECE_BYTES, arena.capacity // 2)
         self._releases = Releases()
+        self._polling = Polling()
         self._is_unmapped = False
 
     def _is_inline(self, sizes: Sequence[int]) -> bool:
         return sum(sizes) <= INLINE_BYTES
 
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
-        sizes = [region.nbytes for region in regions]
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
         total = sum(sizes)
-        if self._is_inline(sizes):
-            await super()._send(header, regions, until)
+        if total <= INLINE_BYTES:
+            await super()._send(header, regions, sizes, until)
             return
         self._ensure_peer()
         head = pack_head(header, sizes)
-        sources = Pieces(regions, sizes)
         if total > self._piece_bytes:
-            await self._send_pieces(head, sources, until)
+            await self._send_pieces(head, Pieces(regions, sizes), until)
             return
         offset = await self._allocate(total, until)
-        sources.copy_to(self._arena.bytes[offset : offset + total])
+        pack(regions, sizes, self._arena.bytes[offset : offset + total])
         await self._write_all((head + _PIECE.pack(offset, total),), until)
 
     async def _send_pieces(self, head: bytes, sources: Pieces, until: float | None) -> None:
@@ -101,6 +103,7 @@ class ShmChannel(SocketChannel):
         targets = Pieces(regions, sizes)
         is_whole = targets.nbytes <= self._peer_arena.capacity
         number = self._releases.take()
+        self._polling.came()
         while targets.nbytes:
             offset, size = await self._next_piece(targets.nbytes, until)
             with self._peer_arena.extent(offset, size) as piece:
@@ -114,8 +117,11 @@ class ShmChannel(SocketChannel):
         self._release(number)
 
     async def _next_piece(self, at_most: int, until: float | None) -> tuple[int, int]:
-        told = bytearray(_PIECE.size)
-        await self._read(Vector([memoryview(told)]), until)
+        if len(self._staging) >= _PIECE.size:
+            told = self._staging.take(_PIECE.size)
+        else:
+            told = bytearray(_PIECE.size)
+            await self._read(Vector([memoryview(told)]), until)
         offset, size = _PIECE.unpack(told)
         if not 0 < size <= at_most:
             raise Corrupted("size of a piece", expected=f"1 to {at_most}", got=size)
@@ -126,6 +132,7 @@ class ShmChannel(SocketChannel):
         if self._is_inline(sizes) or total > self._peer_arena.capacity:
             return await super()._borrow(sizes, until)
         number = self._releases.take()
+        self._polling.came()
         start, size = await self._next_piece(total, until)
         while size < total:
             offset, more = await self._next_piece(total - size, until)
@@ -145,6 +152,7 @@ class ShmChannel(SocketChannel):
     def _drop(self) -> None:
         super()._drop()
         self._is_unmapped = True
+        self._polling.close()
         self._bell.close()
         self._arena.close()
         self._peer_arena.close()

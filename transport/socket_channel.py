@@ -144,9 +144,11 @@ class SocketChannel(GuardedChannel):
         self._staging.added(count - wanted)
         return count
 
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
         self._ensure_peer()
-        await self._write_all(self._pack(header, regions), until)
+        await self._write_all(self._pack(header, regions, sizes), until)
 
     async def _write_all(self, buffers: Sequence[bytes | memoryview], until: float | None) -> None:
         written = self._write(buffers[:_VECTOR_COUNT])
@@ -166,11 +168,12 @@ class SocketChannel(GuardedChannel):
             self._readiness.watch(writes=False)
 
     @staticmethod
-    def _pack(header: bytes, regions: tuple[Region, ...]) -> Sequence[bytes | memoryview]:
+    def _pack(
+        header: bytes, regions: tuple[Region, ...], sizes: list[int]
+    ) -> Sequence[bytes | memoryview]:
         """The message as the buffers that are written, a small one as a single buffer."""
         if not regions:
             return (pack_head(header, ()),)
-        sizes = [region.nbytes for region in regions]
         views: list[bytes | memoryview] = [pack_head(header, sizes)]
         views += views_of(regions)
         return (b"".join(views),) if sum(sizes) <= JOIN_BYTES else views

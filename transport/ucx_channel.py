@@ -48,13 +48,14 @@ class UcxChannel(SocketChannel):
     def _is_inline(self, sizes: Sequence[int]) -> bool:
         return sum(sizes) <= INLINE_BYTES
 
-    async def _send(self, header: bytes, regions: tuple[Region, ...], until: float | None) -> None:
-        sizes = [region.nbytes for region in regions]
+    async def _send(
+        self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
+    ) -> None:
         is_inline = self._is_inline(sizes)
         near = [_near(region, is_inline) for region in regions]
         await self._copy(regions, near, self._send_waiter, until)
         if is_inline:
-            await super()._send(header, tuple(near), until)
+            await super()._send(header, tuple(near), sizes, until)
             return
         self._ensure_peer()
         parts = Parts(near, sizes)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from dvrt.buffers import Region
-from dvrt.transport.packing import MIN_ROWS, Parts, Pieces
+from dvrt.transport.packing import MIN_ROWS, Parts, Pieces, pack
 
 
 def rows_of(array: np.ndarray, size: int, step: int, count: int) -> list[Region]:
@@ -55,6 +55,14 @@ def check_return(regions, sizes, content: bytes, data) -> None:
         pieces.copy_from(memoryview(content)[at : at + piece])
         at += piece
     assert b"".join(bytes(region.view()) for region in regions) == content
+
+
+@given(some.lists(some.binary(max_size=3 * MIN_ROWS), min_size=1, max_size=2 * MIN_ROWS))
+def test_regions_fill_one_buffer(parts):
+    regions = [Region.of(part) for part in parts]
+    target = bytearray(sum(map(len, parts)))
+    pack(regions, [region.nbytes for region in regions], memoryview(target))
+    assert target == b"".join(parts)
 
 
 def test_what_lies_between_the_regions_stays():
