@@ -147,12 +147,16 @@ class CpuDevice:
         self._n_bytes += nbytes
         self._n_runs += sum(b.n_runs for b in blocks) if blocks else 1
         into, out_of = target.view(), source.view()
+        owners = [target, source]  # views do not keep their memory alive
 
         def work() -> None:
-            if blocks:
-                move_blocks(into, out_of, blocks)
-            else:
-                into[:] = out_of
+            try:
+                if blocks:
+                    move_blocks(into, out_of, blocks)
+                else:
+                    into[:] = out_of
+            finally:
+                owners.clear()  # the lane remembers its last work for long
 
         cost_s = self._copy_s(nbytes, over_link=over_link)
         if not cost_s and nbytes <= INLINE_BYTES and self._is_free(after):

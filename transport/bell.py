@@ -18,16 +18,16 @@ class Bell:
     """
 
     def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._peer_fd = -1
+        self._epoll = select.epoll()
+        self.fd = self._peer_fd = -1
         self._loop = asyncio.get_running_loop()
-        try:
-            self._epoll = select.epoll()
-        except BaseException:
-            os.close(self.fd)
-            raise
-        self._epoll.register(self.fd, select.EPOLLIN)
         self._is_heard = False
+        try:
+            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._epoll.register(self.fd, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
 
     def join(self, peer_fd: int, sock_fd: int) -> None:
         """Know the peer's bell, which is owned from now on, and the socket that ends with it."""

@@ -14,7 +14,7 @@ from dvrt.errors import (
     PeerLost,
     TransferTimeout,
 )
-from dvrt.transport.base import MAX_HEADER_BYTES, MAX_REGIONS, Channel, Limits
+from dvrt.transport.base import MAX_HEADER_BYTES, MAX_REGIONS, Channel, Incoming, Limits
 from dvrt.transport.ending_checks import (
     check_abort,
     check_cancelled_into,
@@ -74,17 +74,28 @@ async def check_empty_messages(pair: Pair) -> None:
 
 
 async def check_receiving_no_regions(pair: Pair) -> None:
-    """Every way to receive them is harmless where there are none."""
+    """Every way to receive them is harmless where there are none, also when it comes late."""
     a, b = pair
     for way in ("into", "take", "borrow"):
         await send(a, b"none")
         await send(a, b"some", b"x")
         incoming = await b.receive(deadline_s=LIMIT_S)
-        received = await getattr(incoming, way)(deadline_s=LIMIT_S)
-        if way == "borrow":
-            expect(list(received.views) == [], "regions came that were not sent")
-            received.release()
+        await _receive_none(incoming, way)
         expect(await receive(b) == (b"some", [b"x"]), f"{way}() took of the next message")
+        async with running(b.receive()) as receiving:
+            await _receive_none(incoming, way)
+            await send(a, b"next", b"yz")
+            following = await result_of(receiving)
+        await _receive_none(incoming, way)
+        body = await following.take(deadline_s=LIMIT_S)
+        expect(body == [b"yz"], f"a late {way}() harmed the next message")
+
+
+async def _receive_none(incoming: Incoming, way: str) -> None:
+    received = await getattr(incoming, way)(deadline_s=LIMIT_S)
+    if way == "borrow":
+        expect(list(received.views) == [], "regions came that were not sent")
+        received.release()
 
 
 async def check_messages_behind_regions(pair: Pair) -> None:

@@ -1,8 +1,8 @@
 """``file:///path``: a channel to a disk. What is sent is appended, what is received was sent once.
 
 ``flush`` makes all that was sent durable. A crash may tear the last records; whoever opens the
-file next goes on after the last whole one. Disk work runs in threads, so a cancelled transfer's
-memory is in use until ``quiet`` returns.
+file next goes on after the last whole one before the damage. Disk work runs in threads, so a
+cancelled transfer's memory is in use until ``quiet`` returns; until then its owner is kept alive.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dvrt.buffers import Region
 from dvrt.errors import ConfigError, ConnectFailed, PeerLost
 from dvrt.transport.base import ChannelHandler, Listener, Transport
 from dvrt.transport.framing import check_limits
 from dvrt.transport.guarded import GuardedChannel
+from dvrt.transport.log_opening import OpenedLog, open_log
 from dvrt.transport.packing import views_of
-from dvrt.transport.records import Record, check_record, pack_record, read_record, whole_until
+from dvrt.transport.reasons import reason
+from dvrt.transport.records import Record, check_record, pack_record, read_record
 from dvrt.transport.registry import split_address
 from dvrt.transport.vector import Vector
 from dvrt.transport.waiting import Waiter, until
@@ -33,8 +35,9 @@ class FileChannel(GuardedChannel):
     """A log with one reader and one writer in this process, locked against all others.
 
     ``receive`` starts at the first record and waits at the end for what is sent next; ``has_more``
-    tells whether it would wait. ``torn_bytes`` were cut off when the file was opened. ``aclose``
-    makes all durable, and raises PeerLost where it cannot.
+    tells whether it would wait. ``torn_bytes`` were cut off when the file was opened; if there was
+    a whole record among them, ``FileTransport.connect`` says where they are. ``aclose`` makes all
+    durable, and raises PeerLost where it cannot.
     """
 
     def __init__(self, fd: int, peer: str, end: int, torn_bytes: int) -> None:
@@ -74,11 +77,13 @@ class FileChannel(GuardedChannel):
     async def _send(
         self, header: bytes, regions: tuple[Region, ...], sizes: list[int], until: float | None
     ) -> None:
-        views = views_of(regions)
-        self._end = await self._work(self._send_waiter, until, self._append, header, views)
+        self._end = await self._work(self._send_waiter, until, self._append, header, regions)
         self._receive_waiter.wake()
 
-    def _append(self, header: bytes, views: list[memoryview]) -> int:
+    def _append(self, header: bytes, regions: tuple[Region, ...]) -> int:
+        """Where the record ends. The thread has the regions, as a view does not keep their owner
+        alive, and whoever called may have let go."""
+        views = views_of(regions)
         data = Vector([memoryview(pack_record(header, views)), *views])
         end = self._end
         while data.nbytes:
@@ -112,11 +117,11 @@ class FileChannel(GuardedChannel):
 
     async def _fill(self, regions: tuple[Region, ...], until: float | None) -> None:
         assert self._record is not None, "regions come after their header"
-        targets = Vector(views_of(regions))
-        await self._work(self._receive_waiter, until, self._read, targets, self._record.regions_at)
+        await self._work(self._receive_waiter, until, self._read, regions, self._record.regions_at)
         self._position = self._record.end
 
-    def _read(self, targets: Vector, position: int) -> None:
+    def _read(self, regions: tuple[Region, ...], position: int) -> None:
+        targets = Vector(views_of(regions))
         while targets.nbytes:
             count = os.preadv(self._fd, targets.next(_VECTOR_COUNT), position)
             if not count:
@@ -138,7 +143,7 @@ class FileChannel(GuardedChannel):
             raise self._lost(error) from error
 
     def _lost(self, error: OSError) -> PeerLost:
-        return PeerLost(f"{self.peer}: {os.strerror(error.errno or 0)}")
+        return PeerLost(f"{self.peer}: {reason(error)}")
 
     def _start(self, waiter: Waiter, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
         future = asyncio.get_running_loop().run_in_executor(None, work, *args)
@@ -180,33 +185,7 @@ class FileChannel(GuardedChannel):
         self._close_when_idle()
 
 
-class _Opened(NamedTuple):
-    fd: int
-    end: int
-    torn_bytes: int
-
-
-def _open(path: Path) -> _Opened:
-    """Open or create, lock, and cut off what is torn; the name itself is made durable."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        size = os.fstat(fd).st_size
-        end = whole_until(fd, size)
-        os.ftruncate(fd, end)
-        os.fsync(fd)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        return _Opened(fd, end, size - end)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _close_unwanted(opening: asyncio.Future[_Opened]) -> None:
+def _close_unwanted(opening: asyncio.Future[OpenedLog]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         os.close(opening.result().fd)
 
@@ -217,17 +196,25 @@ class FileTransport(Transport):
     scheme: ClassVar[str] = "file"
 
     async def connect(self, address: str, *, deadline_s: float) -> FileChannel:
+        """Open or create a log, which goes on from its last record before any damage.
+
+        A torn end is cut off. Where a whole record lies behind the damage, as when a bit of an old
+        record has rotted, what is cut off was perhaps durable: it is kept in a file beside the log,
+        ``<name>.cut-<offset>`` (``-2`` and so on behind it where that is taken), which is durable
+        before the log is cut, and a warning is logged. Raises ConnectFailed, also where there is
+        no room for that file; ConfigError for an address without a path.
+        """
         _, name = split_address(address)
         if not name:
             raise ConfigError(f"address {address!r}: expected file:///path/of/the/log")
-        opening = asyncio.get_running_loop().run_in_executor(None, _open, Path(name))
+        opening = asyncio.get_running_loop().run_in_executor(None, open_log, Path(name))
         try:
             await asyncio.wait_for(asyncio.shield(opening), deadline_s)
         except TimeoutError:
             opening.add_done_callback(_close_unwanted)
             raise ConnectFailed(f"{address} was not open within {deadline_s:g} s") from None
         except OSError as error:
-            raise ConnectFailed(f"{address}: {os.strerror(error.errno or 0)}") from error
+            raise ConnectFailed(f"{address}: {reason(error)}") from error
         except asyncio.CancelledError:
             opening.add_done_callback(_close_unwanted)
             raise

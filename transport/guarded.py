@@ -165,10 +165,15 @@ class GuardedChannel(Channel):
         move: Callable[[float | None], Awaitable[Taken]],
         deadline_s: float | None,
     ) -> Taken:
-        """Have the regions of ``incoming`` received by ``move``, or the channel breaks."""
+        """Have the regions of ``incoming`` received by ``move``, or the channel breaks.
+
+        A message without regions asks nothing of the channel, which may be at the next one.
+        """
+        if not incoming.sizes:
+            return await move(until(deadline_s))
         with self._receiving:
             ensure_usable(closed=self._closed, broken=self._broken)
-            if incoming.sizes and self._incoming is not incoming:
+            if self._incoming is not incoming:
                 raise ValueError("the regions of this message were already received")
             try:
                 taken = await move(until(deadline_s))

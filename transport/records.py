@@ -86,12 +86,33 @@ def check_record(fd: int, position: int, record: Record) -> None:
 def whole_until(fd: int, file_end: int) -> int:
     """The end of the last whole record that follows only whole ones."""
     position = 0
-    while True:
-        try:
-            record = read_record(fd, position, file_end)
-            if record is None:
-                return position
-            check_record(fd, position, record)
-        except Corrupted:
-            return position
+    while (record := _whole_record(fd, position, file_end)) is not None:
         position = record.end
+    return position
+
+
+def _whole_record(fd: int, position: int, file_end: int) -> Record | None:
+    """The record at ``position`` if it is all that was written; None for anything else."""
+    try:
+        record = read_record(fd, position, file_end)
+        if record is not None:
+            check_record(fd, position, record)
+    except Corrupted:
+        return None
+    return record
+
+
+def next_whole(fd: int, position: int, file_end: int) -> int | None:
+    """Where the first whole record begins at or behind ``position``, whatever lies between."""
+    while position + LEAD_BYTES <= file_end:
+        data = os.pread(fd, min(_SCAN_BYTES, file_end - position), position)
+        found = data.find(_MAGIC)
+        while found >= 0:
+            if _whole_record(fd, position + found, file_end) is not None:
+                return position + found
+            found = data.find(_MAGIC, found + 1)
+        if len(data) < len(_MAGIC):
+            return None
+        # A magic may begin in this piece and end in the next.
+        position += len(data) - len(_MAGIC) + 1
+    return None

@@ -22,6 +22,7 @@ from dvrt.transport.arena import Arena, PeerArena
 from dvrt.transport.base import Channel, ChannelHandler, Listener, Transport
 from dvrt.transport.bell import Bell
 from dvrt.transport.readiness import Readiness
+from dvrt.transport.reasons import reason
 from dvrt.transport.registry import split_address
 from dvrt.transport.shm_channel import ShmChannel
 from dvrt.transport.socket_listener import BACKLOG, SocketListener
@@ -70,13 +71,15 @@ async def _set_up(
             arena.close_fd()
             await _readable(sock, deadline_s)
             peer_arena, peer_bell = _receive_set_up(sock)
+            undo.callback(peer_arena.close)
+            bell.join(peer_bell, sock.fileno())
+            channel = ShmChannel(sock, peer, arena, peer_arena, bell)
         except TransferTimeout:
             raise ConnectFailed(f"{peer} did not answer within {deadline_s:g} s") from None
         except OSError as error:
-            raise ConnectFailed(f"{peer}: {os.strerror(error.errno or 0)}") from error
-        bell.join(peer_bell, sock.fileno())
+            raise ConnectFailed(f"{peer}: {reason(error)}") from error
         undo.pop_all()
-        return ShmChannel(sock, peer, arena, peer_arena, bell)
+        return channel
 
 
 async def _readable(sock: socket.socket, deadline_s: float) -> None:
@@ -123,9 +126,8 @@ class ShmTransport(Transport):
         _, path = _socket_name(address)
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = _open_socket(address)
         try:
-            sock.setblocking(False)
             while not _try_connect(sock, path, address):
                 if loop.time() > ends_at:
                     raise ConnectFailed(f"{address} did not answer within {deadline_s:g} s")
@@ -147,16 +149,24 @@ class ShmTransport(Transport):
             opening = partial(_set_up, sock, peer, self._arena_bytes, SET_UP_S)
             handlers.start_opening(opening, peer, sock.close)
 
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = _open_socket(address)
         try:
-            sock.setblocking(False)
             sock.bind(path)
             sock.listen(BACKLOG)
             return SocketListener(sock, address, accept)
         except OSError as error:
             sock.close()
-            why = os.strerror(error.errno or 0)
-            raise ConnectFailed(f"cannot listen at {address}: {why}") from error
+            raise ConnectFailed(f"cannot listen at {address}: {reason(error)}") from error
+
+
+def _open_socket(address: str) -> socket.socket:
+    """One that does not block. Raises ConnectFailed."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConnectFailed(f"{address}: {reason(error)}") from error
+    sock.setblocking(False)
+    return sock
 
 
 def _try_connect(sock: socket.socket, path: str, address: str) -> bool:
@@ -167,5 +177,5 @@ def _try_connect(sock: socket.socket, path: str, address: str) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise ConnectFailed(f"{address}: {os.strerror(error.errno or 0)}") from error
+        raise ConnectFailed(f"{address}: {reason(error)}") from error
     return True

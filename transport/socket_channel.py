@@ -51,7 +51,11 @@ class SocketChannel(GuardedChannel):
         self._is_mid_message = False
         self._end: PeerLost | None = None
         self._is_flushed = False
-        self._readiness.watch(reads=True)
+        try:
+            self._readiness.watch(reads=True)
+        except BaseException:
+            self._readiness.close()
+            raise
 
     @property
     def limits(self) -> Limits:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import os
 import socket
 from contextlib import suppress
 from typing import ClassVar
@@ -13,6 +12,7 @@ from typing import ClassVar
 from dvrt.errors import ConfigError, ConnectFailed
 from dvrt.transport.accepting import Handlers
 from dvrt.transport.base import Channel, ChannelHandler, Listener, Transport
+from dvrt.transport.reasons import reason
 from dvrt.transport.registry import split_address
 from dvrt.transport.socket_channel import SocketChannel
 from dvrt.transport.socket_listener import BACKLOG, SocketListener
@@ -43,11 +43,6 @@ def split_host_port(address: str) -> tuple[str, int]:
 def join_host_port(name: tuple[str, int] | tuple[str, int, int, int], scheme: str = "tcp") -> str:
     host, port = name[0], name[1]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def reason(error: OSError) -> str:
-    """What the error number means, whatever text the loop gave the error."""
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 async def _resolve(address: str) -> list[Resolved]:

@@ -16,8 +16,9 @@ from dvrt.errors import ConnectFailed, TransferTimeout
 from dvrt.transport.accepting import Handlers
 from dvrt.transport.base import Channel, ChannelHandler, Listener, Transport
 from dvrt.transport.readiness import Readiness
+from dvrt.transport.reasons import reason
 from dvrt.transport.socket_listener import SocketListener
-from dvrt.transport.tcp import bind, dial, join_host_port, reason, split_host_port, tune
+from dvrt.transport.tcp import bind, dial, join_host_port, split_host_port, tune
 from dvrt.transport.ucx_channel import UcxChannel
 from dvrt.transport.ucx_link import describe
 from dvrt.transport.ucx_setup import FIXED_BYTES, Announced, SetUp

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from dvrt.actors.node import Node
+from dvrt.buffers import Region
 from dvrt.cluster.engine import Engine
 from dvrt.errors import OutOfMemory
 from dvrt.processes.task_nursery import TaskWorker
@@ -110,9 +111,9 @@ class Inside:
         return list(worker._nodes) if isinstance(worker, TaskWorker) else []
 
 
-def _append_half(channel: Any, header: bytes, views: list[memoryview]) -> NoReturn:
+def _append_half(channel: Any, header: bytes, regions: tuple[Region, ...]) -> NoReturn:
     """As a disk that has room for the beginning of a record."""
-    record = pack_record(header, views)
+    record = pack_record(header, [region.view() for region in regions])
     os.pwrite(channel._fd, record[: len(record) // 2], channel._end)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from dvrt.buffers import MemoryKind, Region
 from dvrt.cuda.cpu_device import CpuDevice
 from dvrt.cuda.cupy_device import CupyDevice
 from dvrt.cuda.device import open_device
-from dvrt.cuda.fences import all_done
+from dvrt.cuda.fences import Timeline, all_done
 from dvrt.cuda.null_device import NullDevice, NullProfile
 from dvrt.errors import ConfigError, DvrtError, OutOfMemory, TransferTimeout
 from dvrt.strided import StridedCopy
@@ -310,6 +312,26 @@ async def test_memory_is_limited_and_comes_back(kind):
     device.alloc(100)
     await device.aclose()
     fake.stop()
+
+
+@pytest.mark.parametrize("kind", ["cpu", "null", "null thread"])
+async def test_memory_that_was_let_go_lives_until_its_copy_is_over(kind):
+    """Whoever asked for the copy may have been cancelled; its memory is not somebody else's yet."""
+    async with opened(kind) as device:
+        gate = Timeline("gate")
+        opens = gate.issue()
+        regions = [numbered(device, 4096), numbered(device, 4096, on_host=True)]
+        owners = [weakref.ref(region.owner) for region in regions]
+        copied = device.copy_in(*regions, after=[opens])
+        for region in regions:
+            device.free(region)
+        del region, regions
+        gc.collect()
+        still_there = [owner() is not None for owner in owners]
+        gate.reach(opens, None if all(still_there) else DvrtError("the memory is gone"))
+        await copied.done(deadline_s=5)
+        gc.collect()
+        assert [owner() for owner in owners] == [None, None]
 
 
 @EVERY

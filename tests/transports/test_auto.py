@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from dvrt.errors import ConfigError, ConnectFailed
-from dvrt.transport import Channel, connect, get_transport, listen
-from dvrt.transport.conformance import LISTENER_CHECKS, run_listener_check
+from dvrt.transport import Channel, connect, listen
 
 
 async def hello(channel: Channel) -> None:
@@ -50,8 +49,3 @@ async def test_bad_addresses():
     for address in ("auto://", "auto://h:1/token", "auto://h:1/xyz@0"):
         with pytest.raises(ConfigError, match="expected auto://host:port"):
             await connect(address, deadline_s=1)
-
-
-@pytest.mark.parametrize("check", LISTENER_CHECKS, ids=lambda check: check.__name__)
-async def test_conformance(check, loop_kind):
-    await run_listener_check(check, get_transport("auto"), "auto://127.0.0.1:0")

@@ -28,6 +28,7 @@ TRANSPORTS: dict[str, tuple[Callable[[], Transport], str]] = {
     "tcp": (lambda: get_transport("tcp"), "tcp://127.0.0.1:0"),
     "tcp6": (lambda: get_transport("tcp"), "tcp://[::1]:0"),
     "shm": (lambda: ShmTransport(arena_bytes=16 << 20), "shm://"),
+    "auto": (lambda: get_transport("auto"), "auto://127.0.0.1:0"),
     "ucx": (lambda: get_transport("ucx"), "ucx://127.0.0.1:0"),
     "faulty-local": (lambda: FaultyTransport(get_transport("local")), "local://"),
     "faulty-tcp": (lambda: FaultyTransport(get_transport("tcp")), "tcp://127.0.0.1:0"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import dvrt.transport
 from dvrt.errors import ConfigError
 from dvrt.transport import connect, get_transport, known_schemes, listen
 
@@ -32,10 +36,27 @@ def test_every_scheme_has_its_transport():
             assert get_transport(scheme).scheme == scheme
 
 
+def late_exports() -> dict[str, str]:
+    """Public name to module, of the imports that only type checkers see."""
+    tree = ast.parse(Path(dvrt.transport.__file__).read_text())
+    late = next(node for node in tree.body if isinstance(node, ast.If))
+    return {alias.asname: node.module for node in late.body for alias in node.names}
+
+
+def test_faults_are_public_and_typed_as_they_are_at_run_time():
+    assert late_exports() == dvrt.transport._LATE
+    assert dvrt.transport.FaultyTransport is dvrt.transport.faulty.FaultyTransport
+    for name, module in late_exports().items():
+        assert getattr(dvrt.transport, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="no attribute 'FaultlessTransport'"):
+        _ = dvrt.transport.FaultlessTransport
+
+
 def test_importing_is_light():
     code = (
         "import sys; import dvrt.transport as t; t.get_transport('local');"
-        "heavy = {'torch', 'ucxx', 'cupy', 'dvrt.transport.tcp', 'uvloop'} & set(sys.modules);"
+        "late = {'dvrt.transport.tcp', 'dvrt.transport.faulty', 'dvrt.transport.faults'};"
+        "heavy = {'torch', 'ucxx', 'cupy', 'uvloop', *late} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
