@@ -20,8 +20,8 @@ from dvrt.kv.spans import Span, split_evenly
 from dvrt.streaming import Cache, Kit, Setup, Setups, open_link, stream_in, stream_out
 from dvrt.transport import Channel, connect, listen
 
-SIZES = {"rows": 2, "heads": 12, "tokens": 256, "dim": 64, "item_bytes": 2}
-SETUP = Setup(model="gpt2", n_layers=12, n_heads=12, dim=64, item_bytes=2)
+SIZES = {"rows": 2, "heads": 12, "tokens": 256, "dim": 64, "item_bytes": 2, "dtype": "float16"}
+SETUP = Setup(model="gpt2", n_layers=12, n_heads=12, dim=64, item_bytes=2, dtype="float16")
 SETUPS = Setups(
     source=Side(layers=split_evenly(12, 2), heads=(Span.of(0, 12),), batches=((0, 1),)),
     target=Side(layers=split_evenly(12, 1), heads=(Span.of(0, 12),), batches=((1, 0),)),

@@ -43,6 +43,8 @@ TOKENS = 2000
 CACHE_BYTES = 1 << 30
 ME = Worker(0, 0)
 STEP_S = 600.0
+PACKED_COPIES = 2
+"""Of a step that is gathered: keys and values."""
 GPU_BYTES_PER_S = 1.4e12
 """What a token step of these models is bound by: an A100-80's memory at 70 %."""
 
@@ -71,6 +73,7 @@ class Shape:
             tokens=TOKENS,
             dim=self.dim,
             item_bytes=2,
+            dtype="float16",
         )
 
     @property
@@ -90,6 +93,7 @@ class Shape:
             n_heads=self.heads,
             dim=self.dim,
             item_bytes=2,
+            dtype="float16",
         )
 
     @property
@@ -110,7 +114,10 @@ SHAPES = (
 
 
 def measure(*, quick: bool) -> Measured:
-    """Seconds a step adds in each mode; ratios of medians, modes taking turns."""
+    """Seconds a step adds in each mode; ratios of medians, modes taking turns.
+
+    Raises RuntimeError where a mode made another number of copies than the paper gives.
+    """
     repeats = 1 if quick else 3
     results: dict[str, Any] = {}
     ratios: dict[str, float] = {}
@@ -157,6 +164,7 @@ async def _measure(shape: Shape, *, repeats: int, steps: int) -> dict[str, Any]:
                     if repeat >= 0:
                         taken[mode].append(step_s)
                     copies[mode] = (kit.counters.copies_out - before) / n_steps
+    ensure_copies(shape, copies)
     return {
         "layers": shape.n_layers,
         "layers_of_model": shape.all_layers,
@@ -170,6 +178,16 @@ async def _measure(shape: Shape, *, repeats: int, steps: int) -> dict[str, Any]:
             for mode in Mode
         },
     }
+
+
+def ensure_copies(shape: Shape, copies: Mapping[Mode, float]) -> None:
+    """Raise RuntimeError naming the first mode whose copies a step are not the paper's number."""
+    for mode, measured in copies.items():
+        expected = shape.naive_copies if mode is Mode.NAIVE else PACKED_COPIES
+        if measured != expected:
+            raise RuntimeError(
+                f"{shape.name}, {mode.value}: {measured:g} copies a step, expected {expected}"
+            )
 
 
 def _beside(shape: Shape, taken: Mapping[Mode, list[float]]) -> dict[str, float]:

@@ -36,13 +36,14 @@ class Strides(NamedTuple):
     by_axis: Mapping[str, int]
 
 
-@message("kv.layout")
+@message("kv.layout", version=2)
 class Layout:
     """The shape and order of one buffer that holds keys and values.
 
     ``value_order`` empty: as ``order``. ``block_tokens`` is used with N, ``lanes`` with X;
     ``pages`` is the number of blocks in the pool of a layout without B. ``tokens`` is the capacity
-    of a row. Raises ValueError for sizes or orders that make no layout.
+    of a row. ``dtype`` names the type of an element, such as "float16"; empty: not named, and then
+    not compared. Raises ValueError for sizes or orders that make no layout.
     """
 
     order: str
@@ -56,6 +57,7 @@ class Layout:
     lanes: int = 1
     block_tokens: int = 0
     pages: int = 0
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         sizes = (self.layers, self.rows, self.heads, self.tokens, self.dim, self.item_bytes)
@@ -81,7 +83,15 @@ class Layout:
 
     @classmethod
     def paper(
-        cls, *, layers: int, rows: int, heads: int, tokens: int, dim: int, item_bytes: int
+        cls,
+        *,
+        layers: int,
+        rows: int,
+        heads: int,
+        tokens: int,
+        dim: int,
+        item_bytes: int,
+        dtype: str = "",
     ) -> Layout:
         """DéjàVu's: keys ``[L,B,H,Dh/x,T,x]`` with x = 16 bytes, values ``[L,B,H,T,Dh]``.
 
@@ -96,12 +106,21 @@ class Layout:
             tokens=tokens,
             dim=dim,
             item_bytes=item_bytes,
+            dtype=dtype,
             lanes=gcd(dim, max(1, 16 // item_bytes)),
         )
 
     @classmethod
     def head_major(
-        cls, *, layers: int, rows: int, heads: int, tokens: int, dim: int, item_bytes: int
+        cls,
+        *,
+        layers: int,
+        rows: int,
+        heads: int,
+        tokens: int,
+        dim: int,
+        item_bytes: int,
+        dtype: str = "",
     ) -> Layout:
         """``[L,2,B,H,T,D]``: what attention on the CPU wants."""
         return cls(
@@ -112,11 +131,20 @@ class Layout:
             tokens=tokens,
             dim=dim,
             item_bytes=item_bytes,
+            dtype=dtype,
         )
 
     @classmethod
     def token_major(
-        cls, *, layers: int, rows: int, heads: int, tokens: int, dim: int, item_bytes: int
+        cls,
+        *,
+        layers: int,
+        rows: int,
+        heads: int,
+        tokens: int,
+        dim: int,
+        item_bytes: int,
+        dtype: str = "",
     ) -> Layout:
         """``[L,2,B,T,H,D]``: usual on CUDA."""
         return cls(
@@ -127,6 +155,7 @@ class Layout:
             tokens=tokens,
             dim=dim,
             item_bytes=item_bytes,
+            dtype=dtype,
         )
 
     @classmethod
@@ -141,6 +170,7 @@ class Layout:
         item_bytes: int,
         block_tokens: int,
         pages: int,
+        dtype: str = "",
     ) -> Layout:
         """``[L,2,pages,block,H,D]``: a pool of pages, with a table of each row's pages."""
         return cls(
@@ -151,19 +181,16 @@ class Layout:
             tokens=tokens,
             dim=dim,
             item_bytes=item_bytes,
+            dtype=dtype,
             block_tokens=block_tokens,
             pages=pages,
         )
 
     def packed(self, *, layers: int, rows: int, heads: int, tokens: int) -> Layout:
         """This order without gaps for a box of that shape: all its keys, then all its values."""
-        order, value_order = (
-            self.order_of(part).replace("C", "").replace("N", "B" if self.is_paged else "")
-            for part in BOTH_PARTS
-        )
         return Layout(
-            order=order,
-            value_order=value_order,
+            order=self._packed_order(Part.KEY),
+            value_order=self._packed_order(Part.VALUE),
             layers=layers,
             rows=rows,
             heads=heads,
@@ -171,7 +198,18 @@ class Layout:
             dim=self.dim,
             item_bytes=self.item_bytes,
             lanes=self.lanes,
+            dtype=self.dtype,
         )
+
+    def _packed_order(self, part: Part) -> str:
+        return self.order_of(part).replace("C", "").replace("N", "B" if self.is_paged else "")
+
+    @property
+    def packed_form(self) -> str:
+        """The order and the elements of what ``packed`` gives, as text; the same for the same."""
+        keys, values = (self._packed_order(part).replace("DX", "D") for part in BOTH_PARTS)
+        lanes = f" in lanes of {self.lanes}" if "X" in keys + values else ""
+        return f"{keys} {values}, {self.dim} of {self.item_bytes} bytes{lanes}"
 
     @property
     def is_paged(self) -> bool:
@@ -229,6 +267,11 @@ class Layout:
         if self.is_paged:
             return place + row * by_axis["N"] + step * by_axis["T"]
         return place + row * by_axis["B"] + block * by_axis.get("N", 0) + step * by_axis["T"]
+
+
+def is_same_dtype(one: str, other: str) -> bool:
+    """Whether two names of types agree; one that is empty agrees with any."""
+    return one == other or not (one and other)
 
 
 @cache

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dvrt.kv.handles import Handle
 from dvrt.kv.handles import Spot as Spot
 from dvrt.kv.layout import Layout
+from dvrt.kv.regions import Box
 from dvrt.kv.spans import Span
 from dvrt.streaming.cache import Cache
-from dvrt.streaming.parcels import Packing
+from dvrt.streaming.parcels import Packing, form_of, joint_dtype
 
 
 class Batch:
@@ -26,6 +27,8 @@ class Batch:
         self._cache = cache
         packed = wire.packed(layers=layers.size, rows=1, heads=heads.size, tokens=n_tokens)
         self._row_bytes = packed.nbytes
+        self._form = form_of(Box.whole(packed), wire)
+        self._dtype = joint_dtype(cache.layout, wire)
         self._handle = Handle(
             source=cache.layout,
             target=packed,
@@ -43,4 +46,11 @@ class Batch:
             for copy in self._handle.at(Spot(*spot), origin, source_table=table)
         ]
         nbytes = len(spots) * self._row_bytes
-        return Packing(nbytes=nbytes, parts=(nbytes,), blocks=tuple(blocks))
+        form = self._form if len(spots) == 1 else f"{len(spots)} times {self._form}"
+        return Packing(
+            nbytes=nbytes,
+            parts=(nbytes,),
+            blocks=tuple(blocks),
+            wire=form,
+            dtype=self._dtype,
+        )

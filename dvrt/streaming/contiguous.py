@@ -11,15 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from dvrt.buffers import MemoryKind, Region
 from dvrt.cuda.fences import Fence
 from dvrt.errors import ChannelBusy, Corrupted, TransferTimeout
 from dvrt.kv.digest import digest_of
+from dvrt.streaming.headers import pack, unpack
 from dvrt.streaming.kit import Kit
+from dvrt.streaming.terms import ensure_same, ensure_same_dtype
 from dvrt.transport import Channel
-from dvrt.wire import decode, encode, message
+from dvrt.wire import message
 
 Place = Region | Channel
 """Memory of this process, or the peer of a channel."""
@@ -27,10 +30,15 @@ Place = Region | Channel
 
 @message("stream.chunk")
 class Chunk:
-    """Bytes that travel as one message; ``tag`` is the caller's, ``digest`` 0: not computed."""
+    """Bytes that travel as one message; ``tag`` is the caller's, ``digest`` 0: not computed.
+
+    ``wire`` says what lies where, ``dtype`` of what type; each is compared where both ends say it.
+    """
 
     tag: str
-    digest: int
+    digest: int = 0
+    wire: str = ""
+    dtype: str = ""
 
 
 @asynccontextmanager
@@ -89,12 +97,12 @@ async def flush(
         if source.kind is not MemoryKind.CUDA:
             for fence in after:
                 await fence.done()
-            await send(kit, target, tag, [source])
+            await send(kit, target, Chunk(tag=tag), [source])
             return
         with await kit.staging.lease(source.nbytes) as staging:
             await finish(kit.device.copy_out(staging.region, source, after=after))
             kit.counters.copies_out += 1
-            await send(kit, target, tag, [staging.region])
+            await send(kit, target, Chunk(tag=tag), [staging.region])
 
 
 async def fetch(
@@ -108,7 +116,8 @@ async def fetch(
 ) -> None:
     """Fill the whole of ``target``; returns when the bytes are there and their digest is right.
 
-    Raises as the channel does, TransferTimeout, and Corrupted for another tag, size or digest.
+    Raises as the channel does, TransferTimeout, and Corrupted for another tag, size or digest, and
+    where the kit checks digests and there is none.
     Cancelled or late, it returns only when nothing writes to the target any more; a channel in the
     middle of a message is then broken.
     """
@@ -120,10 +129,10 @@ async def fetch(
         if target.kind is not MemoryKind.CUDA:
             for fence in after:
                 await fence.done()
-            await receive(kit, source, tag, target)
+            await receive(kit, source, Chunk(tag=tag), target)
             return
         with await kit.landing.lease(target.nbytes) as staging:
-            await receive(kit, source, tag, staging.region)
+            await receive(kit, source, Chunk(tag=tag), staging.region)
             await finish(kit.device.copy_in(target, staging.region, after=after))
             kit.counters.copies_in += 1
 
@@ -139,11 +148,11 @@ async def finish(fence: Fence) -> None:
         raise
 
 
-async def send(kit: Kit, channel: Channel, tag: str, regions: Sequence[Region]) -> None:
+async def send(kit: Kit, channel: Channel, chunk: Chunk, regions: Sequence[Region]) -> None:
     """One message of these regions. Cut short, it returns when the channel reads them no more."""
     digest = digest_of(region.view() for region in regions) if kit.is_verified else 0
     try:
-        await channel.send(encode(Chunk(tag=tag, digest=digest)), *regions)
+        await channel.send(pack(replace(chunk, digest=digest)), *regions)
     except (ChannelBusy, ValueError, TypeError):
         raise  # refused: nothing moved, nothing broke
     except BaseException:
@@ -154,12 +163,14 @@ async def send(kit: Kit, channel: Channel, tag: str, regions: Sequence[Region]) 
     kit.counters.bytes_sent += sum(region.nbytes for region in regions)
 
 
-async def receive(kit: Kit, channel: Channel, tag: str, target: Region) -> None:
+async def receive(kit: Kit, channel: Channel, expected: Chunk, target: Region) -> None:
     """One message into this memory. Raises Corrupted unless it is what was expected."""
     incoming = await channel.receive()
     try:
-        chunk = decode(incoming.header)
-        _ensure_expected(chunk, tag, sum(incoming.sizes), target.nbytes)
+        chunk = unpack(incoming.header)
+        _ensure_expected(chunk, expected, sum(incoming.sizes), target.nbytes)
+        if kit.is_verified and not chunk.digest:
+            raise Corrupted(f"digest of chunk {chunk.tag!r}", expected="one", got="none")
         await incoming.into(*cut(target, incoming.sizes))
     except BaseException:
         channel.abort()
@@ -168,7 +179,7 @@ async def receive(kit: Kit, channel: Channel, tag: str, target: Region) -> None:
     got = digest_of([target.view()]) if chunk.digest else 0
     if got != chunk.digest:
         kit.counters.corrupted_parcels += 1
-        raise Corrupted(f"digest of chunk {tag!r}", expected=chunk.digest, got=got)
+        raise Corrupted(f"digest of chunk {chunk.tag!r}", expected=chunk.digest, got=got)
     kit.counters.parcels_received += 1
     kit.counters.bytes_received += target.nbytes
 
@@ -182,10 +193,11 @@ def cut(region: Region, sizes: Sequence[int]) -> list[Region]:
     return found
 
 
-def _ensure_expected(chunk: object, tag: str, nbytes: int, expected: int) -> None:
+def _ensure_expected(chunk: object, expected: Chunk, nbytes: int, expected_bytes: int) -> None:
     if not isinstance(chunk, Chunk):
         raise Corrupted("message", expected="a chunk", got=type(chunk).__name__)
-    if chunk.tag != tag:
-        raise Corrupted("tag of a chunk", expected=tag, got=chunk.tag)
-    if nbytes != expected:
-        raise Corrupted(f"bytes of chunk {tag!r}", expected=expected, got=nbytes)
+    ensure_same("tag of a chunk", expected.tag, chunk.tag)
+    ensure_same_dtype(f"dtype of chunk {chunk.tag!r}", expected.dtype, chunk.dtype)
+    if expected.wire and chunk.wire:
+        ensure_same(f"wire of chunk {chunk.tag!r}", expected.wire, chunk.wire)
+    ensure_same(f"bytes of chunk {chunk.tag!r}", expected_bytes, nbytes)

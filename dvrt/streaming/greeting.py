@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dvrt.errors import ConfigError, ProtocolError
 from dvrt.streaming.contiguous import deadline
+from dvrt.streaming.headers import pack, unpack
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.link import Link
-from dvrt.streaming.messages import PROTOCOL_VERSION, Hello, Setup, ensure_agreement
+from dvrt.streaming.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    Setup,
+    ensure_agreement,
+    ensure_incarnation,
+)
 from dvrt.transport import Channel
-from dvrt.wire import decode, encode
 
 DEFAULT_WINDOW_BYTES = 64 << 20
 DEFAULT_STALL_S = 30.0
@@ -27,13 +33,16 @@ async def open_link(
     """Compare set-ups with the peer, which must do the same, and take the channel over.
 
     The window is cut to what the kit's staging can promise. Raises ConfigError naming the field
-    that differs (the peer raises it too), PeerLost, TransferTimeout; the channel is then aborted.
+    that differs (the peer raises it too), PeerLost, TransferTimeout, Corrupted; the channel is then
+    aborted. ValueError for an incarnation that is not in 0 to 2**32 - 1: nothing was sent then.
     """
+    ensure_incarnation(incarnation)
     mine = Hello(
         version=PROTOCOL_VERSION,
         setup=setup,
         incarnation=incarnation,
         window_bytes=kit.promise(window_bytes),
+        is_verified=kit.is_verified,
     )
     try:
         theirs = await _greet(channel, mine, deadline_s=deadline_s)
@@ -47,8 +56,8 @@ async def _greet(channel: Channel, mine: Hello, *, deadline_s: float | None) -> 
     """The peer's greeting, which agrees with ours."""
     try:
         async with deadline(deadline_s, "the handshake of a link"):
-            await channel.send(encode(mine))
-            theirs = decode((await channel.receive()).header)
+            await channel.send(pack(mine))
+            theirs = unpack((await channel.receive()).header)
         if not isinstance(theirs, Hello):
             raise ProtocolError(f"expected a greeting, got a {type(theirs).__name__}")
         ensure_agreement(mine, theirs)

@@ -9,7 +9,7 @@ import asyncio
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dvrt.buffers import Region
@@ -17,10 +17,12 @@ from dvrt.cuda.fences import Fence
 from dvrt.cuda.pinned import Staging
 from dvrt.errors import ChannelClosed, Corrupted, PeerLost, ProtocolError
 from dvrt.kv.digest import Sum, Tally, digest_of
+from dvrt.kv.plan import Copy
 from dvrt.streaming.cache import Cache
 from dvrt.streaming.contiguous import finish, to_its_end
 from dvrt.streaming.messages import Commit, Offer, Over, Parcel, Stored, over
 from dvrt.streaming.parcels import Item, Packing, is_direct, pieces
+from dvrt.streaming.terms import Terms, outline_of
 
 if TYPE_CHECKING:
     from dvrt.streaming.link import Link
@@ -86,8 +88,11 @@ class Landing:
 class InStream:
     """Made by ``accept``. One step is taken at a time; each must be taken to its end."""
 
-    def __init__(self, link: Link, name: str, *, epoch: int, proved: int = -1) -> None:
+    def __init__(
+        self, link: Link, name: str, *, epoch: int, proved: int = -1, terms: Terms | None = None
+    ) -> None:
         self.key = (name, epoch)
+        self.terms = terms
         self.generation = 0
         self.proved = proved
         self.is_over = False
@@ -110,16 +115,28 @@ class InStream:
     def is_broken(self) -> bool:
         return self._error is not None
 
-    def begin(self, offer: Offer) -> None:
+    def begin(self, offer: Offer) -> bool:
+        """Whether the offer may be granted; on other terms than these, the stream is over."""
+        try:
+            if self.terms is not None:
+                self.terms.ensure(offer.terms, self.key[0])
+        except Corrupted as error:
+            self._refuse(error, generation=0)  # the sender knows none yet
+            return False
         if not self._begun.done():
             self._begun.set_result(offer)
+        return True
 
     async def begun(self) -> Offer:
         """How the sender cuts its parcels, once it has offered the stream."""
         return await asyncio.shield(self._begun)
 
-    async def take(self, step: int, landings: Sequence[Landing]) -> AsyncGenerator[Landing, None]:
+    async def take(
+        self, step: int, landings: Sequence[Landing], copies: Sequence[Copy] | None = None
+    ) -> AsyncGenerator[Landing, None]:
         """Each landing as it is in its place; when this ends, the step's commit record agreed.
+
+        It must mean ``copies``, too, unless that is None.
 
         Nothing of the step may be used before that. Raises Corrupted (the stream is then over,
         the link is not), PeerLost, ChannelClosed.
@@ -133,7 +150,11 @@ class InStream:
                 landed = await self._land(await self._next(step), waiting, tally)
                 if landed is not None:
                     yield landed
-            tally.ensure(_sum_of(await self._commit(step)))
+            commit = await self._commit(step)
+            tally.ensure(_sum_of(commit))
+            if copies is not None:
+                meant = f"step {step} of {self.key[0]}"
+                outline_of(copies).ensure(commit.outline, copies, meant)
         except Corrupted as error:
             self._refuse(error)
             raise
@@ -174,7 +195,8 @@ class InStream:
         """Check a piece and put it in its place; the landing, when that completes it."""
         parcel = arrival.parcel
         try:
-            digest = digest_of(r.view() for r in arrival.regions) if parcel.digest else 0
+            is_checked = parcel.digest or self._link.kit.is_verified
+            digest = digest_of(r.view() for r in arrival.regions) if is_checked else 0
             if digest != parcel.digest:
                 what = f"digest of parcel {parcel.index} of {self.key[0]}"
                 raise Corrupted(what, expected=parcel.digest, got=digest)
@@ -267,9 +289,10 @@ class InStream:
             self._begun.set_exception(error)
         self._news.set()
 
-    def _refuse(self, error: Corrupted) -> None:
+    def _refuse(self, error: Corrupted, generation: int | None = None) -> None:
         self._link.kit.counters.corrupted_parcels += 1
-        self._link.say(self._over_message(str(error), is_corrupted=True))
+        said = self._over_message(str(error), is_corrupted=True)
+        self._link.say(said if generation is None else replace(said, generation=generation))
         self._link.forget(self)
         self.fail(error)
 
@@ -328,12 +351,15 @@ class InStream:
         )
 
 
-def accept(link: Link, name: str, *, epoch: int = 0, proved: int = -1) -> InStream:
+def accept(
+    link: Link, name: str, *, epoch: int = 0, proved: int = -1, terms: Terms | None = None
+) -> InStream:
     """Expect a stream of this name; the peer's offer is granted as soon as it is there.
 
-    ``proved`` is the last step that is here already, of the same stream on a link before.
+    ``proved`` is the last step that is here already, of the same stream on a link before. An offer
+    on other ``terms`` is refused, and the stream over.
     """
-    stream = InStream(link, name, epoch=epoch, proved=proved)
+    stream = InStream(link, name, epoch=epoch, proved=proved, terms=terms)
     link.accept(stream)
     return stream
 

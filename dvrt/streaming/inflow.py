@@ -17,6 +17,7 @@ from dvrt.streaming.kit import Kit
 from dvrt.streaming.link import Link
 from dvrt.streaming.parcels import Item, items, pack_all
 from dvrt.streaming.setups import Setups
+from dvrt.streaming.terms import terms_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ class Inflow:
         wire = self._setups.wire
         expected = items(copies, wire, offer.grouping, offer.max_parcel_bytes)
         landings = [self._landing(item) for item in expected]
-        async with aclosing(stream.take(step, landings)) as landed:
+        async with aclosing(stream.take(step, landings, copies)) as landed:
             async for landing in landed:
                 for copy in landing.item.copies:
                     put(_arrived(peer, copy))
@@ -131,7 +132,9 @@ class Inflow:
             former = self._streams[peer]
             await former.cancel("the stream goes on in a new incarnation")
             name, epoch = former.key
-            self._streams[peer] = accept(link, name, epoch=epoch, proved=former.proved)
+            self._streams[peer] = accept(
+                link, name, epoch=epoch, proved=former.proved, terms=former.terms
+            )
 
     async def cancel(self, reason: str = "cancelled") -> None:
         """End every stream; returns when nothing can write to the caches any more."""
@@ -169,7 +172,8 @@ def open_inflow(
     streams: dict[Worker, InStream] = {}
     try:
         for peer in peers_of_target(setups.source, setups.target, me):
-            streams[peer] = accept(links[peer], name, epoch=epoch)
+            terms = terms_of(setups, peer, me)
+            streams[peer] = accept(links[peer], name, epoch=epoch, terms=terms)
     except BaseException as error:
         for stream in streams.values():
             stream.abandon(str(error))

@@ -26,7 +26,9 @@ class Kit:
         max_parcel_bytes: int = DEFAULT_MAX_PARCEL_BYTES,
         is_verified: bool = True,
     ) -> None:
-        """``is_verified``: whether parcels that are sent carry digests.
+        """``is_verified``: whether bytes carry digests; then none are taken without.
+
+        Both ends of a link have it alike; ``open_link`` names it where they differ.
 
         Half of the staging is for what leaves, half for what arrives: so two processes whose
         staging is full of what they want to send each other can still receive.

@@ -8,7 +8,7 @@ from dvrt.errors import Corrupted, PeerLost
 from dvrt.streaming.greeting import DEFAULT_STALL_S, DEFAULT_WINDOW_BYTES, open_link
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.link import Link
-from dvrt.streaming.messages import Setup
+from dvrt.streaming.messages import Setup, ensure_incarnation
 from dvrt.transport import Channel
 
 
@@ -17,7 +17,8 @@ class Lineage:
 
     The dialling side counts; an incarnation that is not newer than the latest is refused, so a
     connection that was slow to come, or a process that was replaced, cannot take a link over. A
-    process that stands in for another one begins with an ``incarnation`` above that one's.
+    process that stands in for another one begins with an ``incarnation`` above that one's. All
+    are in 0 to 2**32 - 1; ValueError for one that is not.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Lineage:
         stall_s: float = DEFAULT_STALL_S,
         incarnation: int = 0,
     ) -> None:
+        ensure_incarnation(incarnation)
         self.incarnation = incarnation
         self._kit, self._setup = kit, setup
         self._window_bytes, self._stall_s = window_bytes, stall_s
@@ -49,8 +51,8 @@ class Lineage:
         """A link on a channel that the peer opened.
 
         When it returns, the link before it is over and nothing of that touches memory any more.
-        Raises as ``open_link``, and Corrupted where the peer's incarnation is not a new one; the
-        link before then lives on.
+        Raises as ``open_link``, WireError where the peer's incarnation is out of bounds, and
+        Corrupted where it is not a new one; the link before then lives on.
         """
         link = await self._open(channel, self.incarnation, deadline_s)
         return await self._succeed(link, link.peer.incarnation, self.incarnation)

@@ -13,6 +13,7 @@ from typing import Self
 from dvrt.buffers import Region
 from dvrt.errors import ChannelClosed, DvrtError, PeerLost, ProtocolError, TransportError
 from dvrt.streaming.contiguous import cut, to_its_end
+from dvrt.streaming.headers import unpack
 from dvrt.streaming.incoming import Arrival, InStream
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.messages import (
@@ -33,7 +34,6 @@ from dvrt.streaming.outbox import Outbox
 from dvrt.streaming.outgoing import Outgoing, OutStream
 from dvrt.streaming.window import WindowStatistics
 from dvrt.transport import Channel, Incoming
-from dvrt.wire import decode
 
 MAX_OFFERS = 1024
 MAX_SAID = 1 << 16
@@ -104,7 +104,8 @@ class Link:
         return next(iter(self._offers.values()), None) if self._error is None else None
 
     def _grant(self, stream: InStream, offer: Offer) -> None:
-        stream.begin(offer)
+        if not stream.begin(offer):
+            return
         name, epoch = stream.key
         self.say(
             Grant(stream=name, epoch=epoch, generation=stream.generation, proved=stream.proved)
@@ -256,7 +257,7 @@ class Link:
     async def _receive_all(self) -> None:
         while True:
             incoming = await self._channel.receive()
-            message = decode(incoming.header)
+            message = unpack(incoming.header)
             *said, last = message.messages if isinstance(message, Together) else (message,)
             for one in said:
                 self._handle(one)

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from enum import Enum
 
 from dvrt.errors import ConfigError
-from dvrt.wire import encode, message
+from dvrt.kv.layout import is_same_dtype
+from dvrt.streaming.headers import pack
+from dvrt.streaming.terms import Outline, Terms
+from dvrt.wire import message
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_TOGETHER = 64
 """Small messages that leave as one at most."""
 MAX_NAME = 1024
 """Characters of a stream's name."""
 MAX_REASON = 4000
 """Characters of a reason that travel."""
+MAX_INCARNATION = (1 << 32) - 1
+"""Generations contain it, and have 64 bits."""
 
 
 class Grouping(Enum):
@@ -27,33 +32,55 @@ class Grouping(Enum):
 
 @message("stream.setup")
 class Setup:
-    """What both ends must agree on before a byte of KV moves."""
+    """What both ends must agree on before a byte of KV moves.
+
+    ``dtype`` names the type of an element, such as "float16", and is compared where both ends
+    name it; as many bytes of another type would be wrong KV that no digest tells.
+    """
 
     model: str
     n_layers: int
     n_heads: int
     dim: int
     item_bytes: int
+    dtype: str = ""
+
+
+def ensure_incarnation(number: int) -> None:
+    """Raise ValueError unless generations of this incarnation fit a message."""
+    if not 0 <= number <= MAX_INCARNATION:
+        raise ValueError(f"incarnation {number}: expected 0 to {MAX_INCARNATION}")
 
 
 @message("stream.hello")
 class Hello:
-    """The first message of each end. ``window_bytes``: how much it accepts before it has acted."""
+    """The first message of each end. ``window_bytes``: how much it accepts before it has acted.
+
+    ``is_verified``: its parcels carry digests, and it takes none without.
+    """
 
     version: int
     setup: Setup
     incarnation: int
     window_bytes: int
+    is_verified: bool = True
+
+    def __post_init__(self) -> None:
+        ensure_incarnation(self.incarnation)
 
 
 @message("stream.offer")
 class Offer:
-    """A stream that the sender would begin; parcels are cut as ``grouping`` and limit say."""
+    """A stream that the sender would begin; parcels are cut as ``grouping`` and limit say.
+
+    ``terms``: what its bytes mean; None where nobody compares it.
+    """
 
     stream: str
     epoch: int
     grouping: Grouping
     max_parcel_bytes: int
+    terms: Terms | None = None
 
     def __post_init__(self) -> None:
         if len(self.stream) > MAX_NAME:
@@ -108,6 +135,7 @@ class Commit:
     chunks: int
     nbytes: int
     digest: int
+    outline: Outline | None = None
 
 
 @message("stream.stored")
@@ -173,9 +201,9 @@ class Together:
 
 
 def joined(messages: Sequence[Said]) -> bytes:
-    """One message of one or more."""
+    """The header of one message or more."""
     is_one = len(messages) == 1
-    return encode(messages[0] if is_one else Together(messages=tuple(messages)))
+    return pack(messages[0] if is_one else Together(messages=tuple(messages)))
 
 
 def ensure_agreement(mine: Hello, theirs: Hello) -> None:
@@ -186,5 +214,11 @@ def ensure_agreement(mine: Hello, theirs: Hello) -> None:
         here, there = getattr(mine.setup, name), getattr(theirs.setup, name)
         if here != there:
             raise ConfigError(f"{name} differs: {here!r} here, {there!r} there")
+    here, there = mine.setup.dtype, theirs.setup.dtype
+    if not is_same_dtype(here, there):
+        raise ConfigError(f"dtype differs: {here!r} here, {there!r} there")
+    here, there = mine.is_verified, theirs.is_verified
+    if here != there:
+        raise ConfigError(f"is_verified differs: {here} here, {there} there")
     if theirs.window_bytes < 1:
         raise ConfigError(f"window_bytes is {theirs.window_bytes} there; nothing could be sent")

@@ -21,6 +21,7 @@ from dvrt.streaming.outgoing import OutStream, open_out
 from dvrt.streaming.parcels import Item, Packing, by_layer, is_direct, items, pack_all, pieces
 from dvrt.streaming.region import own_regions, split
 from dvrt.streaming.setups import Setups
+from dvrt.streaming.terms import outline_of, terms_of
 
 
 class Outflow:
@@ -94,7 +95,7 @@ class Outflow:
             if gate is not None:
                 fences += await gate.wait(item.last_layer)
             await self._ship_item(stream, step, item, fences)
-        await stream.commit(step)
+        await stream.commit(step, outline_of(copies))
 
     async def _ship_item(
         self, stream: OutStream, step: int, item: Item, after: Sequence[Fence]
@@ -174,6 +175,7 @@ class Outflow:
                     epoch=epoch,
                     grouping=former.offer.grouping,
                     max_parcel_bytes=former.offer.max_parcel_bytes,
+                    terms=former.offer.terms,
                     deadline_s=None,
                 )
 
@@ -205,7 +207,11 @@ async def open_outflow(
     mode: Mode = Mode.LAYERED,
     grouping: Grouping = Grouping.LAYERS,
 ) -> Outflow:
-    """Offer a stream to every peer that the set-ups imply, and wait until all accept."""
+    """Offer a stream to every peer that the set-ups imply, and wait until all accept.
+
+    Raises Corrupted where a peer's ``wire`` differs or a link leads to another worker, PeerLost,
+    TransferTimeout.
+    """
     peers = peers_of_source(setups.source, setups.target, me)
     opened: dict[Worker, OutStream] = {}
     outflow = Outflow(kit, name, setups, me, caches, mode, opened)
@@ -213,7 +219,12 @@ async def open_outflow(
         async with deadline(deadline_s, f"opening stream {name}"):
             for peer in peers:
                 opened[peer] = await open_out(
-                    links[peer], name, epoch=epoch, grouping=grouping, deadline_s=None
+                    links[peer],
+                    name,
+                    epoch=epoch,
+                    grouping=grouping,
+                    terms=terms_of(setups, me, peer),
+                    deadline_s=None,
                 )
     except BaseException:
         await outflow.cancel()

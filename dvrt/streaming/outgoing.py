@@ -21,6 +21,7 @@ from dvrt.streaming.messages import (
     Stored,
     over,
 )
+from dvrt.streaming.terms import Outline, Terms
 
 if TYPE_CHECKING:
     from dvrt.streaming.link import Link
@@ -81,13 +82,24 @@ class OutStream:
     """Made by ``open_out``. Steps are shipped one after another; commits may be awaited later."""
 
     def __init__(
-        self, link: Link, name: str, *, epoch: int, grouping: Grouping, max_parcel_bytes: int
+        self,
+        link: Link,
+        name: str,
+        *,
+        epoch: int,
+        grouping: Grouping,
+        max_parcel_bytes: int,
+        terms: Terms | None = None,
     ) -> None:
         self.key = (name, epoch)
         self.generation = 0
         self.proved = -1
         self.offer = Offer(
-            stream=name, epoch=epoch, grouping=grouping, max_parcel_bytes=max_parcel_bytes
+            stream=name,
+            epoch=epoch,
+            grouping=grouping,
+            max_parcel_bytes=max_parcel_bytes,
+            terms=terms,
         )
         self._link = link
         self._tallies: dict[int, Tally] = {}
@@ -142,8 +154,8 @@ class OutStream:
         self._tallies.setdefault(step, Tally()).add(piece, nbytes=nbytes, digest=digest)
         return outgoing
 
-    def commit(self, step: int) -> asyncio.Future[None]:
-        """State what the step consisted of; done when the peer has found it so.
+    def commit(self, step: int, outline: Outline | None = None) -> asyncio.Future[None]:
+        """State what the step consisted of and meant; done when the peer has found it so.
 
         Fails with Corrupted where it did not, with PeerLost when the link breaks first.
         """
@@ -161,6 +173,7 @@ class OutStream:
                 chunks=total.chunks,
                 nbytes=total.nbytes,
                 digest=total.digest,
+                outline=outline,
             )
         )
         return future
@@ -248,14 +261,18 @@ async def open_out(
     epoch: int = 0,
     grouping: Grouping = Grouping.LAYERS,
     max_parcel_bytes: int | None = None,
+    terms: Terms | None = None,
     deadline_s: float | None,
 ) -> OutStream:
     """Offer a stream and wait until the peer accepts it. Raises PeerLost, TransferTimeout.
 
-    Parcels are no larger than the peer's window, whatever this side could send.
+    Raises Corrupted where the peer expects it on other terms. Parcels are no larger than the
+    peer's window, whatever this side could send.
     """
     limit = min(max_parcel_bytes or link.kit.max_parcel_bytes, link.peer.window_bytes)
-    stream = OutStream(link, name, epoch=epoch, grouping=grouping, max_parcel_bytes=limit)
+    stream = OutStream(
+        link, name, epoch=epoch, grouping=grouping, max_parcel_bytes=limit, terms=terms
+    )
     try:
         await link.offer(stream, deadline_s=deadline_s)
     except BaseException:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from dvrt.kv.layout import BOTH_PARTS, Layout, Part
+from dvrt.errors import ConfigError
+from dvrt.kv.layout import BOTH_PARTS, Layout, Part, is_same_dtype
 from dvrt.kv.plan import Copy
 from dvrt.kv.regions import Box, Table, copies
 from dvrt.kv.spans import Span
@@ -112,11 +113,14 @@ class Packing:
 
     ``blocks`` pack, ``unpacking`` is the way back; ``parts`` are the sizes of the contiguous moves
     that the packed form is sent as: keys and values of a box, or all of a bundle of boxes.
+    ``wire`` says what lies where in it, ``dtype`` of what type; empty: not said.
     """
 
     nbytes: int
     parts: tuple[int, ...]
     blocks: tuple[StridedCopy, ...]
+    wire: str = ""
+    dtype: str = ""
 
     @property
     def unpacking(self) -> tuple[StridedCopy, ...]:
@@ -160,11 +164,19 @@ class _Prepared:
     part_bytes: int
     n_parts: int
     blocks: tuple[tuple[int, StridedCopy], ...]
+    wire: str
+    dtype: str
 
 
 def _packing(prepared: _Prepared, blocks: Sequence[StridedCopy]) -> Packing:
     parts = (prepared.part_bytes,) * prepared.n_parts
-    return Packing(nbytes=sum(parts), parts=parts, blocks=tuple(blocks))
+    return Packing(
+        nbytes=sum(parts),
+        parts=parts,
+        blocks=tuple(blocks),
+        wire=prepared.wire,
+        dtype=prepared.dtype,
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -183,7 +195,23 @@ def _prepare(own: Layout, box: Box, table: Table | None, wire: Layout) -> _Prepa
         shift = index * packed.part_bytes - packed.strides(parts[0]).base
         for block in copies(own, mine, packed, theirs, table):
             blocks.append((strides[parts[0]], block.shifted(target=shift)))
-    return _Prepared(packed.part_bytes, len(box.parts), tuple(blocks))
+    form, dtype = form_of(box, wire), joint_dtype(own, wire)
+    return _Prepared(packed.part_bytes, len(box.parts), tuple(blocks), form, dtype)
+
+
+def form_of(box: Box, wire: Layout) -> str:
+    """What lies where in the packed form of a box, as text: the same where ends agree."""
+    layers, _, rows, heads, tokens = box.shape
+    parts = " and ".join([part.name.lower() for part in box.parts])
+    shape = f"{layers} layers, {rows} rows, {heads} heads, {tokens} tokens"
+    return f"{wire.packed_form}: {parts} of {shape}"
+
+
+def joint_dtype(own: Layout, wire: Layout) -> str:
+    """The type of elements, as named by either. Raises ConfigError where they differ."""
+    if not is_same_dtype(own.dtype, wire.dtype):
+        raise ConfigError(f"dtype differs: {own.dtype!r} in the cache, {wire.dtype!r} on the wire")
+    return wire.dtype or own.dtype
 
 
 def pieces(found: Packing) -> list[tuple[int, int, int]]:

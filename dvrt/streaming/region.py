@@ -15,7 +15,7 @@ from dvrt.cuda.fences import Fence
 from dvrt.kv.layout import Layout
 from dvrt.kv.regions import Box
 from dvrt.streaming.cache import Cache
-from dvrt.streaming.contiguous import Place, cut, deadline, finish, receive, send
+from dvrt.streaming.contiguous import Chunk, Place, cut, deadline, finish, receive, send
 from dvrt.streaming.kit import Kit
 from dvrt.streaming.parcels import Packing, is_direct, packing, pieces
 
@@ -33,7 +33,8 @@ async def scatter(
 ) -> None:
     """Move a box, or what a ``Batch`` has at some spots, out; then the cache may be overwritten.
 
-    ``wire`` is the receiver's layout. Errors and cancellation as in ``flush``.
+    ``wire`` is the receiver's layout; where the peer unpacks another one, or another shape, it is
+    refused there. Errors and cancellation as in ``flush``.
     """
     found = _found(cache, box, wire)
     async with deadline(deadline_s, "a scatter"):
@@ -43,11 +44,11 @@ async def scatter(
         if kit.reaches_device and is_direct(found):
             for fence in after:
                 await fence.done()
-            await send(kit, target, tag, own_regions(cache, found))
+            await send(kit, target, _chunk(tag, found), own_regions(cache, found))
             return
         with await kit.staging.lease(found.nbytes) as staging:
             await _pack(kit, cache, found, staging.region, after)
-            await send(kit, target, tag, split(found, staging.region))
+            await send(kit, target, _chunk(tag, found), split(found, staging.region))
 
 
 async def gather(
@@ -63,7 +64,8 @@ async def gather(
 ) -> None:
     """Fill a box, or the spots of a ``Batch``; then the bytes are there and their digest is right.
 
-    ``wire`` is the layout in whose order the bytes come. Errors and cancellation as in ``fetch``.
+    ``wire`` is the layout in whose order the bytes come. Errors and cancellation as in ``fetch``;
+    Corrupted, too, where a peer scattered in another order, shape or type of elements.
     """
     found = _found(cache, box, wire)
     async with deadline(deadline_s, "a gather"):
@@ -71,8 +73,12 @@ async def gather(
             await _unpack(kit, cache, found, source, after)
             return
         with await kit.landing.lease(found.nbytes) as staging:
-            await receive(kit, source, tag, staging.region)
+            await receive(kit, source, _chunk(tag, found), staging.region)
             await _unpack(kit, cache, found, staging.region, after)
+
+
+def _chunk(tag: str, found: Packing) -> Chunk:
+    return Chunk(tag=tag, wire=found.wire, dtype=found.dtype)
 
 
 def _found(cache: Cache, box: Box | Packing, wire: Layout | None) -> Packing:

@@ -10,12 +10,13 @@ from dvrt.kv.plan import Side, uniform_batches
 from dvrt.kv.spans import Span
 from dvrt.streaming import Behind, Lineage, Setups, open_inflow, open_link, open_outflow
 from dvrt.streaming.behind import MAX_TRIES
+from dvrt.streaming.headers import pack, unpack
 from dvrt.streaming.incoming import accept
 from dvrt.streaming.link import GENERATION_BITS
-from dvrt.streaming.messages import PROTOCOL_VERSION, Credit, Hello, Parcel
+from dvrt.streaming.messages import MAX_INCARNATION, PROTOCOL_VERSION, Credit, Hello, Parcel
+from dvrt.streaming.outgoing import open_out
 from dvrt.transport import connect
 from dvrt.transport.faults import FaultKind
-from dvrt.wire import decode, encode
 from tests.streaming.relay import ADDRESSES, ME, STEPS, pair, token
 
 BREAKING = {FaultKind.CUT: 0.03, FaultKind.FLIP: 0.02}
@@ -155,7 +156,7 @@ async def test_parcels_of_an_incarnation_before_are_counted_and_dropped(tools):
         hello = Hello(
             version=PROTOCOL_VERSION, setup=tools.SETUP, incarnation=5, window_bytes=1 << 20
         )
-        await b.send(encode(hello))
+        await b.send(pack(hello))
         await b.receive()
         link = await opening
         assert link.incarnation == 5
@@ -165,8 +166,8 @@ async def test_parcels_of_an_incarnation_before_are_counted_and_dropped(tools):
         for number, incarnation in enumerate((0, 4)):
             generation = (incarnation << GENERATION_BITS) + 1
             parcel = Parcel(**late, generation=generation, sequence=number)
-            await b.send(encode(parcel), Region.of(bytearray(100)))
-            assert decode((await b.receive(deadline_s=5)).header) == Credit(sequence=number)
+            await b.send(pack(parcel), Region.of(bytearray(100)))
+            assert unpack((await b.receive(deadline_s=5)).header) == Credit(sequence=number)
         assert kit.counters.late_parcels == 2
         await stream.cancel()
         await link.aclose()
@@ -220,3 +221,58 @@ async def test_one_peer_of_two_is_lost_and_the_other_goes_on(tools):
             await inflows[worker].cancel()
         await outflow.cancel()
         await asyncio.gather(*(link.aclose() for both in links for link in both))
+
+
+def hello_of(tools, incarnation, monkeypatch):
+    """A greeting that no honest end would send."""
+    with monkeypatch.context() as patch:
+        patch.setattr("dvrt.streaming.messages.ensure_incarnation", lambda number: None)
+        return pack(
+            Hello(
+                version=PROTOCOL_VERSION,
+                setup=tools.SETUP,
+                incarnation=incarnation,
+                window_bytes=1 << 20,
+            )
+        )
+
+
+@pytest.mark.parametrize("incarnation", [1 << 32, 1 << 60, -1])
+async def test_an_incarnation_out_of_bounds_takes_nothing_over(tools, monkeypatch, incarnation):
+    """Generations above it would not fit a message, and no later link would be a newer one."""
+    header = hello_of(tools, incarnation, monkeypatch)
+    async with pair(tools, "tcp") as made:
+        outflow, inflow = await settle(made)
+        channel = await connect(made.address, deadline_s=5)
+        await channel.send(header)
+        with pytest.raises(TransportError):
+            await channel.receive(deadline_s=5)
+            await channel.receive(deadline_s=5)
+        channel.abort()
+        assert made.links.empty()
+        assert made.host.incarnation == 1
+        await asyncio.gather(outflow.ship(0, token(0), deadline_s=5), take(inflow, 0))
+        await asyncio.gather(outflow.cancel(), inflow.cancel())
+
+
+async def test_the_last_incarnation_is_the_last(tools):
+    for number in (-1, MAX_INCARNATION + 1):
+        with pytest.raises(ValueError, match="incarnation"):
+            Lineage(None, tools.SETUP, incarnation=number)
+    async with tools.kits() as (here, there), tools.channels("local", 2) as [(a, b), (c, _)]:
+        async with (
+            Lineage(here, tools.SETUP, incarnation=MAX_INCARNATION - 1) as one,
+            Lineage(there, tools.SETUP) as other,
+        ):
+            links = await asyncio.gather(one.dial(a, deadline_s=5), other.admit(b, deadline_s=5))
+            streams = [accept(link, "log") for link in links]
+            assert {stream.generation >> GENERATION_BITS for stream in streams} == {MAX_INCARNATION}
+            opened = await open_out(links[0], "log", deadline_s=5)
+            assert opened.generation == streams[1].generation
+            promised = here._promised_bytes
+            with pytest.raises(ValueError, match="incarnation"):
+                await one.dial(c, deadline_s=5)
+            assert here._promised_bytes == promised
+            await opened.cancel()
+            for stream in streams:
+                await stream.cancel()

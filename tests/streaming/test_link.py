@@ -12,7 +12,7 @@ from dvrt.buffers import Region
 from dvrt.errors import ConfigError, Corrupted, PeerLost, ProtocolError, TransferTimeout
 from dvrt.kv.digest import Tally
 from dvrt.kv.layout import Layout
-from dvrt.kv.plan import Side, Worker
+from dvrt.kv.plan import Side, Worker, plan
 from dvrt.kv.spans import Span
 from dvrt.streaming import (
     Cache,
@@ -25,6 +25,7 @@ from dvrt.streaming import (
     stream_out,
 )
 from dvrt.streaming.contiguous import all_through
+from dvrt.streaming.headers import pack, sum_of, unpack
 from dvrt.streaming.incoming import accept
 from dvrt.streaming.messages import (
     PROTOCOL_VERSION,
@@ -39,14 +40,21 @@ from dvrt.streaming.messages import (
     Together,
 )
 from dvrt.streaming.outgoing import open_out
-from dvrt.wire import decode, encode
+from dvrt.streaming.terms import outline_of, terms_of
+from dvrt.wire import encode
 
 ME = Worker(0, 0)
 SIDE = Side(layers=(Span.of(0, 8),), heads=(Span.of(0, 1),), batches=((0,),))
 LAYOUT = Layout.paper(layers=8, rows=1, heads=1, tokens=256, dim=32, item_bytes=4)
 SETUPS = Setups(source=SIDE, target=SIDE, wire=LAYOUT)
 LAYER_BYTES = LAYOUT.nbytes // 8
-OFFER = Offer(stream="kv", epoch=0, grouping=Grouping.LAYERS, max_parcel_bytes=1 << 20)
+OFFER = Offer(
+    stream="kv",
+    epoch=0,
+    grouping=Grouping.LAYERS,
+    max_parcel_bytes=1 << 20,
+    terms=terms_of(SETUPS, ME, ME),
+)
 
 
 class Peer:
@@ -57,7 +65,7 @@ class Peer:
         self.heard = []
 
     async def say(self, message, *regions):
-        await self.channel.send(encode(message), *(Region.of(r) for r in regions), deadline_s=5)
+        await self.channel.send(pack(message), *(Region.of(r) for r in regions), deadline_s=5)
 
     async def hear(self, kind=None):
         """The next message, which must be of this kind; a commit may come ahead of its parcels."""
@@ -69,7 +77,7 @@ class Peer:
     async def _next(self):
         if not self.heard:
             incoming = await self.channel.receive(deadline_s=5)
-            message = decode(incoming.header)
+            message = unpack(incoming.header)
             if incoming.sizes:
                 await incoming.take(deadline_s=5)
             self.heard += message.messages if isinstance(message, Together) else (message,)
@@ -88,6 +96,7 @@ async def facing(tools, *, window_bytes=1 << 20, **options):
                 setup=tools.SETUP,
                 incarnation=0,
                 window_bytes=window_bytes,
+                is_verified=kit.is_verified,
             )
         )
         await peer.hear(Hello)
@@ -167,7 +176,7 @@ async def test_a_step_is_one_message_there_and_one_back(tools):
         shipping = asyncio.create_task(outflow.ship(0, Span.of(3, 4), deadline_s=5))
         incoming = await peer.channel.receive(deadline_s=5)
         parts = await incoming.take(deadline_s=5)
-        commit, sent = decode(incoming.header).messages
+        commit, sent = unpack(incoming.header).messages
         assert (type(commit), type(sent)) == (Commit, Parcel)
         assert sum(map(len, parts)) == LAYOUT.nbytes // 256
         stored = Stored(stream="kv", epoch=0, generation=7, step=0)
@@ -177,7 +186,7 @@ async def test_a_step_is_one_message_there_and_one_back(tools):
 
 
 async def test_the_receiver_of_a_step_answers_once(tools):
-    async with facing(tools) as (kit, link, peer):
+    async with facing(tools, is_verified=False) as (kit, link, peer):
         cache, body = cache_on(kit), bytes(LAYOUT.nbytes // 256)
         whole = open_inflow(kit, "kv", SETUPS, ME, [cache], {ME: link})
         await peer.say(replace(OFFER, grouping=Grouping.WHOLE))
@@ -188,11 +197,12 @@ async def test_the_receiver_of_a_step_answers_once(tools):
         commit = Commit(
             **{"stream": "kv", "epoch": 0, "generation": generation, "step": 0},
             **{"chunks": total.chunks, "nbytes": total.nbytes, "digest": total.digest},
+            outline=outline_of(plan(SIDE, SIDE, Span.of(3, 4))),
         )
         together = Together(messages=(commit, parcel(generation=generation)))
         await peer.say(together, body[: len(body) // 2], body[len(body) // 2 :])
         assert [box.tokens async for box in whole.take(0, Span.of(3, 4), deadline_s=5)]
-        answer = decode((await peer.channel.receive(deadline_s=5)).header)
+        answer = unpack((await peer.channel.receive(deadline_s=5)).header)
         assert [type(message) for message in answer.messages] == [Credit, Stored]
         whole.close()
 
@@ -207,7 +217,8 @@ async def test_what_cannot_be_said_together_ends_the_link(tools, what):
             "a parcel ahead": [parcel(), over("")],
         }
         messages = [msgpack.unpackb(encode(message)) for message in said[what]]
-        await peer.channel.send(msgpack.packb(["stream.together", 1, [messages]]))
+        together = msgpack.packb(["stream.together", 1, [messages]])
+        await peer.channel.send(together + sum_of(together))
         await asyncio.wait_for(link.wait_over(), 5)
 
 
@@ -277,16 +288,17 @@ async def test_a_commit_record_that_lies_is_found_out(tools, change, message):
     layout = Layout.head_major(layers=1, rows=1, heads=1, tokens=4, dim=4, item_bytes=4)
     side = Side(layers=(Span.of(0, 1),), heads=(Span.of(0, 1),), batches=((0,),))
     setups = Setups(source=side, target=side, wire=layout)
-    async with facing(tools) as (kit, link, peer):
+    async with facing(tools, is_verified=False) as (kit, link, peer):
         cache = Cache(region=kit.device.alloc(layout.nbytes), layout=layout)
         boxes = stream_in(kit, "kv", setups, ME, [cache], {ME: link}, Span.of(0, 4), deadline_s=5)
         arrived = asyncio.create_task(anext(boxes))
         await asyncio.sleep(0)
-        await peer.say(OFFER)
+        await peer.say(replace(OFFER, terms=terms_of(setups, ME, ME)))
         grant = await peer.hear(Grant)
         await peer.say(parcel(generation=grant.generation), bytes(layout.nbytes))
         assert (await arrived).layers == Span.of(0, 1)
-        truth = {"chunks": 1, "nbytes": layout.nbytes, "digest": 0}
+        outline = outline_of(plan(side, side, Span.of(0, 4)))
+        truth = {"chunks": 1, "nbytes": layout.nbytes, "digest": 0, "outline": outline}
         commit = Commit(
             stream="kv", epoch=0, generation=grant.generation, step=0, **{**truth, **change}
         )
@@ -301,7 +313,7 @@ async def test_a_commit_record_that_lies_is_found_out(tools, change, message):
     "fields", [{"index": 9}, {"digest": 5}, {"offset": 4}, {"offset": 1 << 60}]
 )
 async def test_a_parcel_that_belongs_nowhere_is_refused(tools, fields):
-    async with facing(tools) as (kit, link, peer):
+    async with facing(tools, is_verified=False) as (kit, link, peer):
         cache = cache_on(kit)
         boxes = stream_in(kit, "kv", SETUPS, ME, [cache], {ME: link}, Span.of(0, 256), deadline_s=5)
         arrived = asyncio.create_task(anext(boxes))
@@ -315,9 +327,24 @@ async def test_a_parcel_that_belongs_nowhere_is_refused(tools, fields):
         link.ensure_open()
 
 
+async def test_a_parcel_without_a_digest_is_refused_where_digests_are_on(tools):
+    """Whatever the peer said when it greeted."""
+    async with facing(tools) as (kit, link, peer):
+        boxes = stream_in(
+            *(kit, "kv", SETUPS, ME, [cache_on(kit)], {ME: link}, Span.of(0, 256)), deadline_s=5
+        )
+        arrived = asyncio.create_task(anext(boxes))
+        await peer.say(OFFER)
+        grant = await peer.hear(Grant)
+        await peer.say(parcel(generation=grant.generation), bytes(LAYER_BYTES))
+        with pytest.raises(Corrupted, match="digest of parcel 0"):
+            await arrived
+        link.ensure_open()
+
+
 @pytest.mark.parametrize(
     "what",
-    ["unknown credit", "hello again", "regions", "oversized", "rubbish", "not ours"],
+    ["unknown credit", "hello again", "regions", "oversized", "rubbish", "no checksum", "not ours"],
 )
 async def test_a_peer_that_breaks_the_rules_ends_the_link(tools, what):
     async with facing(tools, staging_bytes=1 << 20) as (_, link, peer):
@@ -332,10 +359,13 @@ async def test_a_peer_that_breaks_the_rules_ends_the_link(tools, what):
         elif what == "oversized":
             await peer.say(parcel(), bytes(2 << 20))
         elif what == "rubbish":
-            await peer.channel.send(random.Random(3).randbytes(300))
+            rubbish = random.Random(3).randbytes(300)
+            await peer.channel.send(rubbish + sum_of(rubbish))
+        elif what == "no checksum":
+            await peer.channel.send(encode(Credit(sequence=0)))
         else:
             await peer.say(Span.of(1, 2))
-        with pytest.raises(PeerLost):
+        with pytest.raises((PeerLost, Corrupted)):
             await waiting
         await asyncio.wait_for(link.wait_over(), 5)
         with pytest.raises(PeerLost):
