@@ -90,7 +90,7 @@ class LaunchOptions:
     max_context: int | None = option(
         None,
         help="longest prompt and output together",
-        otherwise="the model's limit",
+        otherwise="the model's limit, 2048 at most",
         unit="tokens",
         low=1,
     )

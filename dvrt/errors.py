@@ -114,10 +114,13 @@ class ActorGone(ActorError):
 
 
 class StageFailed(DvrtError):
-    """A worker ended while it was needed."""
+    """A worker ended while it was needed, or what stands behind the workers failed.
 
-    def __init__(self, worker: str, reason: str) -> None:
-        super().__init__(f"worker {worker} failed: {reason}")
+    ``text`` is the whole message where ``worker`` names something else than a worker.
+    """
+
+    def __init__(self, worker: str, reason: str, *, text: str = "") -> None:
+        super().__init__(text or f"worker {worker} failed: {reason}")
         self.worker = worker
         self.reason = reason
 

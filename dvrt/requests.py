@@ -1,6 +1,6 @@
 """What a client asks for and what it gets: the values that every level speaks.
 
-Prompts are token ids here; text lives above, in ``dvrt.serve`` and ``dvrt.text``.
+Prompts are token ids here; text lives above, in ``dvrt.serve`` and ``dvrt.models.text``.
 """
 
 from __future__ import annotations

@@ -49,7 +49,10 @@ class Timings:
     places: Mapping[str, float] = field(default_factory=dict)
 
     def per_token_s(self, n_tokens: int) -> float:
-        """Mean time between tokens after the first; 0 for a single token."""
+        """Mean time between the ``n_tokens`` of a request's only sample; 0 for a single token.
+
+        With several samples these times are the whole request's, and say nothing of one sample.
+        """
         return (self.total_s - self.first_token_s) / (n_tokens - 1) if n_tokens > 1 else 0.0
 
 
@@ -80,9 +83,11 @@ class WorkerStatus:
     """One worker as the controller sees it; ``layers`` is the half-open interval it holds.
 
     ``role`` is stage, prompt, token or spare; ``state`` is idle, loading, loaded, ready, lost or
-    ended. ``replica_lag`` is how many tokens of a sequence the copies of its logs lack now;
-    None without copies. ``swap`` says, where the worker swaps, how it goes: its ``gain`` is how
-    many times the tokens of half the batch without swapping there are if requests fill the context.
+    ended. Of its weights it has ``weights_bytes``; of ``weights_total``, which a stage that loads
+    knows once it reads. ``replica_lag`` is how many tokens of a sequence the copies of its logs
+    lack now; None without copies. Logs that holders of copies have no room for are not counted in
+    it. ``swap`` says, where the worker swaps, how it goes: its ``gain`` is how many times the
+    tokens of half the batch without swapping there are if requests fill the context.
     """
 
     name: str
@@ -93,6 +98,7 @@ class WorkerStatus:
     state: str
     device: str
     weights_bytes: int = 0
+    weights_total: int = 0
     kv_bytes: int = 0
     steps: int = 0
     busy_s: float = 0.0
@@ -117,8 +123,9 @@ class Status:
     """The cluster at one moment.
 
     ``state`` is starting, serving, recovering, degraded, draining, failed or stopped; ``reason``
-    says why it is recovering or degraded or has failed. ``n_lost`` counts workers that were lost
-    since the launch.
+    says why it is recovering or degraded or has failed. ``n_queued`` and ``n_running`` are
+    samples without a row and with one, ``n_rows`` the rows in all, ``n_finished`` requests.
+    ``n_lost`` counts workers that were lost since the launch.
     """
 
     model: str

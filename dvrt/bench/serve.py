@@ -31,6 +31,8 @@ MICROBATCHES = 2
 """Rows for two requests of three, and whoever waits gets a row as soon as one ends. With a third
 microbatch each would have its row at once, and half of all rows would soon stand empty, as in the
 batches of ``generate``; a step costs nearly the same with few rows as with all."""
+SINGLES = 8
+"""Each round so many of the requests, others each time, go to ``generate`` one by one."""
 MAX_CONTEXT = 256
 PROFILE_ROUNDS = 3
 
@@ -211,15 +213,14 @@ async def _compare(
             for name, one_pass in passes.items():
                 if is_whole or name != "one_stage_fast":
                     runs[name].append(await one_pass())
+            if with_single:  # slow, and a few requests are enough for tokens a second
+                few = wishes[number :: len(wishes) // SINGLES]
+                single = await asyncio.to_thread(generate.run, few, batch=1, threads=1)
+                runs.setdefault("hf_single_1_thread", []).append(single)
             if not is_whole:
                 continue
             for name, rate in (await asyncio.to_thread(_predict, directory, wishes)).items():
                 predicted.setdefault(name, []).append(rate)
-        if with_single:  # slow, and eight requests are enough for tokens a second
-            some = wishes[:8]
-            runs["hf_single_1_thread"] = [
-                await asyncio.to_thread(generate.run, some, batch=1, threads=1)
-            ]
     return {name: _summary(each, predicted.get(name, [])) for name, each in runs.items()}
 
 

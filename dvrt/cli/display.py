@@ -29,7 +29,7 @@ def workers_table(workers: Iterable[WorkerStatus], *, title: str | None = None) 
             "-" if worker.stage is None else str(worker.stage),
             layers_text(worker.layers),
             worker.device,
-            format_size(worker.weights_bytes),
+            weights_text(worker),
             worker.state,
         )
     return table
@@ -40,6 +40,13 @@ def by_stage(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
     return sorted(
         workers, key=lambda each: (each.stage is None, each.pipeline or 0, each.stage, each.name)
     )
+
+
+def weights_text(worker: WorkerStatus) -> str:
+    """What a worker has of its weights, and of how many while it reads them."""
+    here = format_size(worker.weights_bytes)
+    is_reading = worker.weights_bytes < worker.weights_total
+    return f"{here} of {format_size(worker.weights_total)}" if is_reading else here
 
 
 def layers_text(layers: tuple[int, int] | None) -> str:
@@ -87,7 +94,7 @@ class StartDisplay:
         elif before is None or before.state != worker.state:
             self._console.print(
                 f"{worker.name} (pid {worker.pid}): {worker.state}, "
-                f"layers {layers_text(worker.layers)}, {format_size(worker.weights_bytes)}",
+                f"layers {layers_text(worker.layers)}, {weights_text(worker)}",
                 highlight=False,
                 soft_wrap=True,
             )

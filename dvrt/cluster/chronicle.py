@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from dvrt.clock import Clock
 from dvrt.cluster.mending import Mendings
-from dvrt.cluster.replication import ReplicaLags
+from dvrt.cluster.replication import ReplicaLags, ReplicaRefusals
 from dvrt.cluster.stream import RequestStream
 from dvrt.cluster.topology import Seat
 from dvrt.control.events import Emit, Entered, Place, Rewind
 from dvrt.control.scheduler import SchedulerStatistics
 from dvrt.control.steps import Step, StepDone
-from dvrt.errors import DvrtError, Overloaded
+from dvrt.errors import DvrtError
 from dvrt.observe.events import EventLog, Record
 from dvrt.observe.metrics import Metrics
 from dvrt.observe.trace import Tracer
@@ -49,6 +49,7 @@ class Chronicle:
         self._clock = clock
         self._events = EventLog()
         self._lags = ReplicaLags()
+        self._refusals = ReplicaRefusals()
         self.mendings = Mendings(self._events, metrics, tracer, clock)
         self._flights: dict[int, _Flight] = {}
         self.n_finished = 0
@@ -62,9 +63,10 @@ class Chronicle:
     def read(self, statistics: Callable[[], SchedulerStatistics]) -> None:
         """Have these numbers shown with the metrics, as they are at that moment."""
         self._metrics.watch(
+            requests=lambda: statistics().n_requests,
             queue_depth=lambda: statistics().n_queued,
-            running=lambda: statistics().n_running,
             rows=lambda: statistics().n_rows,
+            rows_in_use=lambda: statistics().n_running,
         )
         readings: tuple[tuple[str, str, Callable[[], float]], ...] = (
             (
@@ -76,6 +78,12 @@ class Chronicle:
                 "dvrt_restored_tokens",
                 "Positions that came back from copies, for each stage, since the start.",
                 lambda: statistics().restored_tokens,
+            ),
+            (
+                "dvrt_replicas_refused",
+                "Logs that holders of copies had no room for when they were last sent any; "
+                "0 without requests.",
+                lambda: self._refusals.n_now if statistics().n_requests else 0,
             ),
         )
         for name, help_text, reading in readings:
@@ -107,18 +115,28 @@ class Chronicle:
     def copies_lost(self, holder: str) -> None:
         """A holder of copies is gone."""
         self._lags.lost(holder)
+        self._refusals.lost(holder)
 
     def stage_lost(self, seat: Seat, worker: str) -> None:
         self.mendings.stage_lost(seat, worker)
 
     def retired(self, pipeline: int) -> None:
         self._lags.forget(pipeline)
+        self._refusals.forget(pipeline)
         self.mendings.closed(pipeline)
         self._events.add(self._clock.time(), f"pipeline {pipeline}", "closed", "it is empty")
 
-    def replicated(self, message: Replicated) -> None:
+    def replicated(self, message: Replicated, worker: str) -> None:
+        """The holder on this worker has more of a stage's logs, or has no room for them."""
         lag = self._lags.acknowledged(message.pipeline, message.stage, message.holder, message.step)
         self._metrics.replica_lag(lag)
+        most = self._refusals.told(message)
+        if message.refused > most:
+            text = (
+                f"worker {worker} has no room for copies of {message.refused} logs; "
+                "a loss computes again what these lack (replica_memory)"
+            )
+            self._warn(message.pipeline, message.stage, text, is_logged=not most)
 
     def replica_lag(self, pipeline: int, stage: int) -> int | None:
         """Tokens of one sequence that the copies of a stage's logs lack now; None without any."""
@@ -126,9 +144,13 @@ class Chronicle:
 
     def warned(self, pipeline: int, stage: int, reason: str) -> None:
         """A stage works as it was told, and it would be better otherwise."""
+        self._warn(pipeline, stage, reason, is_logged=True)
+
+    def _warn(self, pipeline: int, stage: int, reason: str, *, is_logged: bool) -> None:
         subject = f"pipeline {pipeline} stage {stage}"
         self._events.add(self._clock.time(), subject, "warned", reason)
-        _log.warning("%s: %s", subject, reason)
+        if is_logged:
+            _log.warning("%s: %s", subject, reason)
 
     def copied(self, message: Copies) -> None:
         """Copies of a stage, as lanes beside its compute."""
@@ -152,8 +174,7 @@ class Chronicle:
         self._events.add(self._clock.time(), subject, "refused", text)
 
     def refused(self, error: DvrtError) -> None:
-        code = "queue_full" if isinstance(error, Overloaded) else getattr(error, "code", None)
-        self._metrics.request_rejected(code or "invalid")
+        self._metrics.request_rejected(getattr(error, "code", None) or "invalid")
 
     def submitted(self, request_id: str) -> None:
         self._metrics.request_submitted()
@@ -177,6 +198,7 @@ class Chronicle:
             queued_s=timings.queued_s,
             first_token_s=timings.first_token_s if stream.n_generated else None,
             total_s=timings.total_s,
+            intervals=stream.intervals,
         )
         for place, seconds in timings.places.items():
             self._metrics.waited(place, seconds)

@@ -43,6 +43,7 @@ from dvrt.protocol.messages import (
     LinkCut,
     Replicated,
     StageLoaded,
+    StageLoading,
     Swapped,
     Unreached,
 )
@@ -105,7 +106,9 @@ class Controller(Actor):
         )
         self._overseer = Overseer(watchfulness, outlook, self._clock)
         refuses = not plan.blueprint.options.swap_anyway
-        self._reports = Reports(self._overseer, self._chronicle, refuses=refuses)
+        self._reports = Reports(
+            self._overseer, self._chronicle, refuses=refuses, on_progress=on_progress
+        )
         self._partings = Partings(self._overseer, self._dispatcher, self._clock)
         self._rebalancer = Rebalancer(
             plan.blueprint,
@@ -116,6 +119,7 @@ class Controller(Actor):
         self._restorer: Restorer
         self._state = "starting"
         self._failure: DvrtError | None = None
+        self._over: asyncio.Future[DvrtError] = loop.create_future()
         self._parting: asyncio.Task[None] | None = None
         self._chronicle.read(self._dispatcher.statistics)
         if journal is not None:
@@ -157,6 +161,10 @@ class Controller(Actor):
     async def wait_ready(self) -> None:
         """Return when all stages are loaded and connected. Raises what prevented it."""
         await asyncio.shield(self._ready)
+
+    async def wait_over(self) -> DvrtError:
+        """Return, when the cluster serves no more, why; cancelling the wait changes nothing."""
+        return await asyncio.shield(self._over)
 
     def submit(
         self, request: Request, *, stop: tuple[str, ...] = (), lingers: bool = False
@@ -255,7 +263,7 @@ class Controller(Actor):
                 self.take_at_once(message, context)
             case Arrived():
                 self._arrived(message)
-            case Replicated() | ArchiveFailed() | Swapped() | Copies():
+            case Replicated() | ArchiveFailed() | Swapped() | Copies() | StageLoading():
                 self._reports.take(message)
             case Joined():
                 self._overseer.join(message)
@@ -373,6 +381,8 @@ class Controller(Actor):
         self._partings.close()
         if not self._ready.done():
             self._ready.set_exception(error)
+        if not self._over.done():
+            self._over.set_result(error)
         self._dispatcher.end(error)
 
     @property

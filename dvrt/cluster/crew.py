@@ -10,13 +10,18 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
-from dvrt.errors import DvrtError
+from dvrt.errors import DvrtError, StageFailed
 from dvrt.processes.worker import Worker, WorkerExit
 
 Spawn = Callable[[str], Awaitable[Worker]]
 """Starts the worker of this name. Raises StageFailed."""
 
 ExitCallback = Callable[[str, "WorkerExit | DvrtError"], None]
+
+
+async def spawn_nobody(name: str) -> Worker:
+    """A Spawn for as long as no worker can be started."""
+    raise StageFailed(name, "no worker can be started yet")
 
 
 class Crew:

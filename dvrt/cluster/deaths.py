@@ -36,7 +36,7 @@ class Deaths:
         n = max([len(self._times.get(place, ())) for place in _places(seats)])
         if n <= self._limit:
             return ""
-        return f"it was loss number {n} within {WINDOW_S:g} s, and no more are mended"
+        return f"it was loss number {n} within {WINDOW_S:g} s; max_deaths is {self._limit}"
 
 
 def _places(seats: Sequence[Seat]) -> list[Place]:

@@ -181,6 +181,13 @@ class Engine:
         """True only while all stages are there and, if they have work, make progress."""
         return self._controller.is_healthy()
 
+    async def wait_over(self) -> DvrtError:
+        """Return why, when the cluster has failed or was stopped and serves no more.
+
+        Cancelling the wait changes nothing.
+        """
+        return await self._controller.wait_over()
+
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests and wait, ``limit_s`` at most, until the running ones have ended."""
         await self._controller.drain(limit_s)
@@ -343,7 +350,7 @@ def _completion(request: Request, tokens: list[Token], timings: Timings) -> Comp
 
 def _sample(tokens: list[Token]) -> Sample:
     if not tokens or tokens[-1].finish_reason is None:
-        raise StageFailed("pipeline", "a sample ended without a reason")
+        raise StageFailed("pipeline", text := "a sample ended without a reason", text=text)
     return Sample(
         token_ids=tuple(token.id for token in tokens if token.id >= 0),
         text="".join(token.text for token in tokens),

@@ -3,9 +3,9 @@
 A step's tokens leave for their clients only when they are in the file, and the next step does not
 wait for that. So whatever a client has seen before the controller was killed, the next one knows,
 and cannot contradict; tokens that were drawn and not written were seen by nobody and are drawn
-again. No more is needed in exact mode than in fast mode, where a token that is drawn again may be
-another one. All events of one turn are one transaction, and the turns that come while one is being
-written are the next.
+again. This holds in both modes: in fast mode a token that is drawn again may be another one, which
+nobody can notice. All events of one turn are one transaction, and the turns that come while one is
+being written are the next.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from dvrt.requests import FinishReason, Request, SampledToken
 from dvrt.wire import decode, encode, message
 
 FORMAT = "dvrt journal 1"
-"""Each life of the controller has this many bits of numbers to itself."""
+"""Written into each new journal; a file with another one is refused."""
 
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);

@@ -114,7 +114,8 @@ async def _launched(options: LaunchOptions, on_progress: Progress | None) -> Asy
                 stack.push_async_callback(crew.aclose)
                 text, _ = await asyncio.gather(loading, controller.wait_ready())
         except TimeoutError:
-            raise StageFailed("pipeline", f"not ready within {options.start_limit_s:g} s") from None
+            reason = f"not ready within {options.start_limit_s:g} s"
+            raise StageFailed("pipeline", reason, text=f"the pipeline was {reason}") from None
         yield Engine(
             controller=controller,
             card=replace(plan.card, has_tokenizer=text is not None),

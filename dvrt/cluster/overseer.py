@@ -14,7 +14,7 @@ from dvrt.actors.cell import FAILED as ACTOR_FAILED
 from dvrt.actors.node import Node
 from dvrt.actors.ref import ActorRef
 from dvrt.clock import Clock
-from dvrt.cluster.crew import Crew
+from dvrt.cluster.crew import Crew, spawn_nobody
 from dvrt.cluster.deaths import Deaths
 from dvrt.cluster.orphans import Orphan
 from dvrt.cluster.outlook import Outlook, Watchfulness
@@ -35,13 +35,13 @@ class Overseer:
 
     topology: Topology
     _me: ActorRef
-    _crew: Crew
 
     def __init__(self, limits: Watchfulness, outlook: Outlook, clock: Clock) -> None:
         self._limits, self._outlook = limits, outlook
         self.roster = Roster(
             heartbeat_s=limits.heartbeat_s, on_status=outlook.status, on_loss=self.lost
         )
+        self._crew = Crew(spawn_nobody, self.exited)
         self.n_lost, self.is_serving = 0, False
         self._deaths = Deaths(limits.max_deaths, clock)
         self._hires_spares = True
@@ -294,7 +294,8 @@ class Overseer:
         self._vacancies.append(name)
         if limited:
             limit_s = self._limits.start_limit_s
-            error = StageFailed(name, f"nobody took it within {limit_s:g} s")
+            reason = f"nobody took it within {limit_s:g} s"
+            error = StageFailed(name, reason, text=f"{name} stays empty: {reason}")
             self._patience.set(name, limit_s, self.give_up, error)
         return name
 

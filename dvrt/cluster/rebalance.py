@@ -83,7 +83,8 @@ class Rebalancer:
         if self.phase is not Phase.LOADING:
             return
         layouts = self._layouts
-        self._end(StageFailed("rebalance", f"it was undone: {reason}"))
+        text = f"the change of the split was undone: {reason}"
+        self._end(StageFailed("rebalance", reason, text=text))
         for layout in layouts:
             if self._overseer.topology.has(layout.plan.id):
                 self._overseer.drop(layout.plan.id, "the change of the split was undone")

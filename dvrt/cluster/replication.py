@@ -1,4 +1,4 @@
-"""How far the copies of logs are behind: in tokens of one sequence.
+"""How far the copies of logs are behind, in tokens of one sequence, and which there are none of.
 
 Knows steps and acknowledgements by their numbers only.
 """
@@ -6,6 +6,8 @@ Knows steps and acknowledgements by their numbers only.
 from __future__ import annotations
 
 from collections import Counter, deque
+
+from dvrt.protocol.messages import Replicated
 
 MAX_STEPS = 4096
 """Finished steps that are remembered of one pipeline: the largest lag that is seen exactly."""
@@ -55,3 +57,39 @@ class ReplicaLags:
                 break
             behind[microbatch] += 1
         return max(behind.values(), default=0)
+
+
+class ReplicaRefusals:
+    """Logs that holders have no room for, by stage and holder: in what each was sent last, and the
+    most so far. What was refused has no copy, and so no lag."""
+
+    def __init__(self) -> None:
+        self._now: dict[tuple[int, int, str], int] = {}
+        self._most: dict[tuple[int, int, str], int] = {}
+
+    @property
+    def n_now(self) -> int:
+        return sum(self._now.values())
+
+    def told(self, message: Replicated) -> int:
+        """A holder has taken what it was sent but for so many logs; the most before.
+
+        Each time other logs are sent, so only a new highest number is worth telling.
+        """
+        key = (message.pipeline, message.stage, message.holder)
+        most = self._most.get(key, 0)
+        self._now[key] = message.refused
+        self._most[key] = max(most, message.refused)
+        return most
+
+    def lost(self, holder: str) -> None:
+        """A holder is gone."""
+        self._drop([key for key in self._now if key[2] == holder])
+
+    def forget(self, pipeline: int) -> None:
+        """A pipeline is closed."""
+        self._drop([key for key in self._now if key[0] == pipeline])
+
+    def _drop(self, keys: list[tuple[int, int, str]]) -> None:
+        for key in keys:
+            del self._now[key], self._most[key]

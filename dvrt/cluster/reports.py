@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dvrt.cluster.chronicle import Chronicle
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.roster import Member
-from dvrt.cluster.topology import Seat
+from dvrt.cluster.topology import Seat, described
 from dvrt.control.steps import StepDone
 from dvrt.errors import ConfigError
 from dvrt.models.swap_figures import SwapFigures
-from dvrt.protocol.messages import ArchiveFailed, Copies, Replicated, StageLoaded, Swapped
+from dvrt.protocol.messages import (
+    ArchiveFailed,
+    Copies,
+    Replicated,
+    StageLoaded,
+    StageLoading,
+    Swapped,
+)
+from dvrt.results import WorkerStatus
 from dvrt.stages.swapping import judge_figures, refusal, swap_status
 
-Report = StepDone | StageLoaded | Swapped | Copies | ArchiveFailed | Replicated
+Report = StepDone | StageLoading | StageLoaded | Swapped | Copies | ArchiveFailed | Replicated
 
 
 class Reports:
@@ -21,15 +31,24 @@ class Reports:
     Of one thing something follows: with ``refuses``, a launch ends that swaps to no purpose.
     """
 
-    def __init__(self, overseer: Overseer, chronicle: Chronicle, *, refuses: bool) -> None:
+    def __init__(
+        self,
+        overseer: Overseer,
+        chronicle: Chronicle,
+        *,
+        refuses: bool,
+        on_progress: Callable[[WorkerStatus], None] | None,
+    ) -> None:
         self._overseer, self._chronicle = overseer, chronicle
-        self._refuses = refuses
+        self._refuses, self._on_progress = refuses, on_progress
 
     def take(self, report: Report) -> None:
         match report:
             case StepDone(pipeline=pipeline, spans=spans):
                 for stage, (_, busy_s) in enumerate(spans):
                     self._computed(pipeline, stage, busy_s)
+            case StageLoading():
+                self._loading(report)
             case StageLoaded():
                 self._loaded(report)
             case Swapped(pipeline=pipeline, stage=stage, figures=figures):
@@ -43,6 +62,19 @@ class Reports:
                 seat = self._overseer.topology.seat(pipeline, stage)
                 if seat is not None and seat.is_live:
                     self.stored(seat, report)
+
+    def _loading(self, report: StageLoading) -> None:
+        """How far a stage has read: for whoever looks on, and no event."""
+        seat = self._overseer.topology.seat(report.pipeline, report.stage)
+        member = self._overseer.roster.get(report.worker)
+        if seat is None or member is None or seat.owner != report.worker or not seat.is_loading:
+            return
+        seat.weights_bytes, seat.weights_total = report.read_bytes, report.total_bytes
+        self._overseer.roster.count(
+            member, **described(self._overseer.topology.seats_of(seat.owner))
+        )
+        if self._on_progress is not None:
+            self._on_progress(member.status)
 
     def _loaded(self, loaded: StageLoaded) -> None:
         """A stage that swaps says whether that pays. What serves already is not refused."""
@@ -73,7 +105,8 @@ class Reports:
 
     def stored(self, seat: Seat, report: Replicated) -> None:
         """A holder has more of the logs of the stage in this seat."""
-        self._chronicle.replicated(report)
+        names = {actor: name for name, actor in self._overseer.roster.replica_actors.items()}
+        self._chronicle.replicated(report, names.get(report.holder, report.holder))
 
     def _member_at(self, pipeline: int, stage: int) -> Member | None:
         seat = self._overseer.topology.seat(pipeline, stage)

@@ -155,7 +155,7 @@ class Roster:
             self._on_status(member.status, reason)
 
     def count(self, member: Member, **changes: Any) -> None:
-        """Numbers about a worker are new, which is no news."""
+        """Update a worker's counters; unlike ``change``, this tells nobody."""
         member.status = replace(member.status, **changes)
 
     def shut_out(self, member: Member, reason: str) -> None:

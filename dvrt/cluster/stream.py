@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from dvrt.control.events import Emit, Place
 from dvrt.errors import DvrtError
@@ -31,6 +32,8 @@ class RequestStream:
         self.stays: list[tuple[Place, float]] = [(Place.QUEUE, submitted)]
         self._first: float | None = None
         self._last: float | None = None
+        self._latest: dict[int, float] = {}
+        self._intervals: dict[int, array[float]] = {}
 
     @property
     def samples(self) -> range:
@@ -53,6 +56,7 @@ class RequestStream:
         if emit.token is not None:
             self.n_generated += 1
             self._first = now if self._first is None else self._first
+            self._time_token(emit.sample, now)
         self._last = now
         self._open_samples -= emit.finish is not None
         self._emits.append(emit)
@@ -63,6 +67,14 @@ class RequestStream:
         if not self.is_ended:
             self._error = error
             self._wake()
+
+    @property
+    def intervals(self) -> Iterable[Sequence[float]]:
+        """Seconds from each token to the next, of each sample that got two or more.
+
+        None begins with a token of an earlier life, which was recalled as of the submission.
+        """
+        return self._intervals.values()
 
     def timings(self) -> Timings:
         """Meaningful once the stream has ended."""
@@ -82,6 +94,12 @@ class RequestStream:
         ends = [*(at for _, at in self.stays[1:]), end]
         for (place, began), over in zip(self.stays, ends, strict=True):
             yield place, began, max(0.0, over - began)
+
+    def _time_token(self, sample: int, now: float) -> None:
+        before = self._latest.get(sample, self.submitted)
+        if before > self.submitted:
+            self._intervals.setdefault(sample, array("d")).append(now - before)
+        self._latest[sample] = now
 
     def _places(self) -> dict[str, float]:
         times: dict[str, float] = {}

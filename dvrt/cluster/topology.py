@@ -52,6 +52,7 @@ class Seat:
     holders: tuple[str, ...] = ()
     is_missed: bool = False
     weights_bytes: int = 0
+    weights_total: int = 0
     kv_bytes: int = 0
     device: str = ""
 
@@ -64,15 +65,20 @@ class Seat:
         """There is an actor that can be told something."""
         return self.state in (SeatState.LOADED, SeatState.READY)
 
+    @property
+    def is_loading(self) -> bool:
+        return self.state is SeatState.LOADING
+
     def vacate(self) -> None:
         """Its worker is gone."""
         self.state, self.told, self.unanswered = SeatState.EMPTY, None, 0
-        self.weights_bytes = self.kv_bytes = 0
+        self.weights_bytes = self.weights_total = self.kv_bytes = 0
 
     def fill(self, loaded: StageLoaded) -> None:
         """Its worker has loaded it."""
         self.state, self.actor, self.device = SeatState.LOADED, loaded.actor, loaded.device
-        self.weights_bytes, self.kv_bytes = loaded.weights_bytes, loaded.kv_bytes
+        self.weights_bytes = self.weights_total = loaded.weights_bytes
+        self.kv_bytes = loaded.kv_bytes
 
     def connect(self, wish: Connect) -> None:
         """This is what it is told now."""
@@ -177,13 +183,13 @@ class Topology:
 
     @property
     def is_settled(self) -> bool:
-        """Nobody who works has yet to confirm what it was told."""
+        """Every Connect that was sent has been confirmed."""
         return not any(seat.unanswered for seat in self.seats)
 
     @property
     def is_ready(self) -> bool:
         needed = [row for key, row in self._rows.items() if key not in self.given_up]
-        return self.is_settled and all(row.is_ready for row in needed)
+        return bool(needed) and self.is_settled and all(row.is_ready for row in needed)
 
     def can_spare(self, pipelines: set[int]) -> bool:
         """Whether something can still be served without these."""
@@ -252,5 +258,6 @@ def described(seats: list[Seat]) -> dict[str, Any]:
         "state": str(next(s for s in SeatState if any(seat.state is s for seat in seats))),
         "device": latest.device or latest.order.spec.device,
         "weights_bytes": sum(seat.weights_bytes for seat in seats),
+        "weights_total": sum(seat.weights_total for seat in seats),
         "kv_bytes": sum(seat.kv_bytes for seat in seats),
     }

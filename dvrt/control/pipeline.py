@@ -268,11 +268,16 @@ class Pipeline:
         return stays and not sequence.is_in_prompt
 
     def _chunks(self, members: list[Sequence]) -> list[Chunk]:
-        """Prompt chunks up to the budget, the oldest sequence first."""
+        """Prompt chunks up to the budget, for ``members`` from the oldest to the newest.
+
+        The oldest gets one, so that every prompt comes to its end; the others go to those who lack
+        the least, so that a long prompt does not hold up short ones.
+        """
         if not members:
             return []
-        budget, chunks = self._chunk_budget(), []
-        for sequence in members:
+        budget = self._chunk_budget() - 1
+        chunks = [members[0].next_chunk(self.shape.chunk_tokens)]
+        for sequence in sorted(members, key=lambda each: each.n_prefill - each.n_logged):
             while budget and sequence.is_in_prompt:
                 chunks.append(sequence.next_chunk(self.shape.chunk_tokens))
                 budget -= 1

@@ -14,7 +14,7 @@ from dvrt.control.seating import Seating, wanted_of
 from dvrt.control.sequence import Sequence
 
 SEAT_LEASE_S = 10.0
-"""For so long rows stay set aside for the prompts of a pipeline that has lost a stage."""
+"""How long rows stay set aside for prompts whose pipeline has lost a stage."""
 TRANSFER_LIMIT_S = 10.0
 """A log that has been sent and has not arrived after this time is sent again."""
 

@@ -86,8 +86,9 @@ class Seating:
         return commands + self._reclaim(kept, pipeline)
 
     def _may_sit(self, sequence: Sequence, pipeline: Pipeline) -> bool:
-        """A sample whose sibling holds the prompt, or will, sits beside it; others at the door;
-        one of which a log may be left, where tokens are made."""
+        """Where a sequence may sit: one whose log may be left from an earlier life, where tokens
+        are made; a sample whose sibling holds the prompt, or will, in that one's pipeline; any
+        other, where prompts are computed."""
         if sequence.is_kept:
             return pipeline.takes_tokens
         group = self._book.group_of(sequence)

@@ -144,7 +144,10 @@ class StageSpec:
                 "neither may be negative or infinite"
             )
         if self.exact and self.n_threads != 1:
-            raise ConfigError(f"exact mode computes with one thread; n_threads is {self.n_threads}")
+            raise ConfigError(
+                f"threads is {self.n_threads}; exact mode computes with one: "
+                "set exact=False (--no-exact) for more"
+            )
 
     @property
     def layers(self) -> tuple[int, int]:

@@ -5,7 +5,7 @@ This and ``workers`` alone import prometheus_client. All methods are cheap and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -73,11 +73,13 @@ class Metrics:
         )
         self._per_token = self._histogram(
             "dvrt_time_per_output_token_seconds",
-            "Mean time between a request's tokens after its first.",
+            "Mean time from one token to the next, one value for each sample of an ended request.",
             LATENCY_BUCKETS_S,
         )
         self._interval = self._histogram(
-            "dvrt_inter_token_seconds", "Time between two tokens of a sample.", LATENCY_BUCKETS_S
+            "dvrt_inter_token_seconds",
+            "Time from one token of a sample to its next, of ended requests.",
+            LATENCY_BUCKETS_S,
         )
         self._total = self._histogram(
             "dvrt_request_seconds", "From submission to the end.", LATENCY_BUCKETS_S
@@ -115,12 +117,20 @@ class Metrics:
         """Labels of ``dvrt_model_info``."""
         self._info.info({"name": name, "family": family, "version": version})
 
-    def watch(self, *, queue_depth: Reading, running: Reading, rows: Reading) -> None:
-        """Read these at each ``render``: requests waiting, requests running, rows in use."""
+    def watch(
+        self, *, requests: Reading, queue_depth: Reading, rows: Reading, rows_in_use: Reading
+    ) -> None:
+        """Read these at each ``render``: requests that have not ended, samples that wait for a row,
+        rows in all, samples that hold one."""
         readings = (
-            ("dvrt_queue_depth", "Requests that wait for a row.", queue_depth),
-            ("dvrt_requests_running", "Requests that hold a row.", running),
-            ("dvrt_rows", "Rows in use.", rows),
+            ("dvrt_requests_open", "Requests that were let in and have not ended.", requests),
+            ("dvrt_queue_depth", "Samples that wait for a row.", queue_depth),
+            ("dvrt_rows", "Rows in all, where tokens are made.", rows),
+            (
+                "dvrt_rows_in_use",
+                "Samples that hold a row, or have one set aside while prompt stages compute.",
+                rows_in_use,
+            ),
         )
         for name, help_text, reading in readings:
             self.add_gauge(name, help_text, reading)
@@ -149,9 +159,11 @@ class Metrics:
         queued_s: float,
         first_token_s: float | None,
         total_s: float,
+        intervals: Iterable[Sequence[float]] = (),
     ) -> None:
         """Count an ended request. Seconds are from its submission; ``first_token_s`` is None where
-        no token came. ``n_generated`` counts the tokens of all its samples.
+        no token came. ``n_generated`` counts the tokens of all its samples; ``intervals`` has the
+        seconds between the tokens of each.
         """
         self._finished.labels(reason).inc()
         for kind, count in (("prompt", n_prompt), ("generated", n_generated)):
@@ -161,8 +173,15 @@ class Metrics:
         self._total.observe(total_s)
         if first_token_s is not None:
             self._first_token.observe(first_token_s)
-            if n_generated > 1:
-                self._per_token.observe((total_s - first_token_s) / (n_generated - 1))
+        for sample in intervals:
+            self._sample_paced(sample)
+
+    def _sample_paced(self, intervals: Sequence[float]) -> None:
+        """The seconds between the tokens of one sample."""
+        for seconds in intervals:
+            self._interval.observe(seconds)
+        if intervals:
+            self._per_token.observe(sum(intervals) / len(intervals))
 
     def waited(self, place: str, seconds: float) -> None:
         """An ended request was in a place for so long."""
@@ -178,10 +197,6 @@ class Metrics:
     def recovered(self, part: str, seconds: float) -> None:
         """A part of a recovery took so long."""
         self._recoveries.labels(part).observe(seconds)
-
-    def token_interval(self, seconds: float) -> None:
-        """A sample got its next token ``seconds`` after the one before."""
-        self._interval.observe(seconds)
 
     def step_finished(self, stage: int, seconds: float, kind: str) -> None:
         """Stage ``stage`` computed a step of a kind (prompt, token, mixed) in ``seconds``."""

@@ -129,9 +129,10 @@ class Nursery(WorkerNursery):
 
     def _ensure_server(self) -> ServerProcess:
         if self._is_closing:
-            raise StageFailed("nursery", "it is closed")
+            raise StageFailed("nursery", text := "the nursery is closed", text=text)
         if self._failure is not None:
-            raise StageFailed("fork server", self._failure)
+            text = f"the fork server failed: {self._failure}"
+            raise StageFailed("fork server", self._failure, text=text)
         if self._server is None:
             server = ServerProcess(env=self._env, receive=self._receive, lost=self._lost)
             self._server = server

@@ -52,7 +52,8 @@ class ServerProcess:
                 )
         except OSError as error:
             self._control.close()
-            raise StageFailed("fork server", f"cannot be started: {error}") from error
+            text = f"the fork server cannot be started: {error}"
+            raise StageFailed("fork server", str(error), text=text) from error
         self._descriptor = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._descriptor, self._reap)
         self._loop.add_reader(self._control, self._on_readable)
@@ -70,12 +71,13 @@ class ServerProcess:
         """Raises StageFailed when the server is gone or does not keep up."""
         data = encode(request)
         if len(data) > MAX_REQUEST_BYTES:
-            text = f"a request of {len(data)} bytes; limit {MAX_REQUEST_BYTES}"
-            raise StageFailed("fork server", text)
+            reason = f"a request of {len(data)} bytes; limit {MAX_REQUEST_BYTES}"
+            raise StageFailed("fork server", reason, text=f"to the fork server: {reason}")
         try:
             self._control.send(data)
         except OSError as error:
-            raise StageFailed("fork server", f"takes no request: {error}") from error
+            text = f"the fork server takes no request: {error}"
+            raise StageFailed("fork server", str(error), text=text) from error
 
     def end(self) -> None:
         """Have it kill the workers that are left, and end. Harmless when it is gone."""

@@ -81,7 +81,7 @@ class TaskNursery(WorkerNursery):
         on_pause: PauseCallback | None = None,
     ) -> TaskWorker:
         if self._is_closing:
-            raise StageFailed("nursery", "it is closed")
+            raise StageFailed("nursery", text := "the nursery is closed", text=text)
         worker = TaskWorker(name, target, arguments)
         self._workers = [*(each for each in self._workers if each.exit is None), worker]
         return worker

@@ -8,7 +8,8 @@ from dvrt.models.swap_figures import SwapFigures
 from dvrt.wire import message
 
 GENERATION_BITS = 40
-"""Of numbers of steps, sequences and epochs, those that count within one life of the controller."""
+"""The low bits of ids of steps and sequences and of epochs; above them stands the number of the
+controller's life."""
 
 
 @message("worker.joined")
@@ -63,6 +64,17 @@ class CloseStage:
     pipeline: int
     stage: int
     reason: str
+
+
+@message("stage.loading")
+class StageLoading:
+    """The stage has read so much of its weights; told now and then while it reads."""
+
+    worker: str
+    pipeline: int
+    stage: int
+    read_bytes: int
+    total_bytes: int
 
 
 @message("stage.loaded")

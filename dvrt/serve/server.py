@@ -119,7 +119,8 @@ class Server:
     async def aclose(self) -> None:
         """Stop listening and end all calls, their clients told so; harmless when called again.
 
-        Takes ``limits.close_grace_s`` at most; whoever has not read its answer by then is cut off.
+        Answers have ``limits.close_grace_s`` to be written. Whoever has not read its own by then is
+        cut off, which takes twice as long again at most.
         """
         if self._listener is None:
             return

@@ -39,7 +39,8 @@ FILE_BYTES = 64 << 20
 WASTE = 4
 """All is written anew when the files have this many times what is wanted of them."""
 FORMER_S = 120.0
-"""What of an earlier life was not written again by then is wanted by nobody."""
+"""Logs that only an earlier life wrote are dropped this long after opening: by then a restore would
+have asked for them."""
 OPEN_LIMIT_S = 10.0
 OPEN_TRIES = 8
 
@@ -141,7 +142,7 @@ class ArchiveActor(Holder):
 
     async def _open(self, files: LogFiles) -> tuple[int, FileChannel]:
         """Begin a file of its own; another worker with these layers may have been quicker."""
-        for is_last in (False,) * OPEN_TRIES + (True,):
+        for n_left in reversed(range(OPEN_TRIES)):
             number = files.next_number
             files.sizes[number] = 0
             try:
@@ -149,7 +150,7 @@ class ArchiveActor(Holder):
                     f"file://{files.path(number)}", deadline_s=OPEN_LIMIT_S
                 )
             except ConnectFailed:
-                if is_last:
+                if not n_left:
                     raise
             else:
                 assert isinstance(channel, FileChannel)

@@ -24,6 +24,7 @@ from dvrt.stages.clock_compute import ClockCompute
 from dvrt.stages.compute import Compute, LoopCompute, ThreadCompute
 from dvrt.stages.executor import StageExecutor
 from dvrt.stages.host import HostActor
+from dvrt.stages.load_progress import LoadProgress
 from dvrt.stages.model import StageModel
 from dvrt.virtual import VirtualLoop
 
@@ -69,11 +70,13 @@ def prepare(
         _log.info("nothing more is prepared: %s", error)
 
 
-def make_executor(order: LoadStage, *, prepared: Prepared) -> StageExecutor:
+def make_executor(
+    order: LoadStage, progress: LoadProgress | None = None, *, prepared: Prepared
+) -> StageExecutor:
     """Load the stage's model; runs on the compute. Raises ModelError, OutOfMemory."""
     spec = order.spec
     try:
-        model = _make_model(order, prepared)
+        model = _make_model(order, prepared, progress)
     finally:
         prepared.drop()
     return StageExecutor(
@@ -87,11 +90,11 @@ def make_executor(order: LoadStage, *, prepared: Prepared) -> StageExecutor:
     )
 
 
-def _make_model(order: LoadStage, prepared: Prepared) -> StageModel:
+def _make_model(order: LoadStage, prepared: Prepared, progress: LoadProgress | None) -> StageModel:
     spec = order.spec
     if spec.device == "null":
         return swapping_hash_model(spec, order.vocab_size) if spec.swaps else _hash_model(order)
-    runner = prepared.take(spec) or _new_runner(spec.on_device(), prepared)
+    runner = prepared.take(spec) or _new_runner(spec.on_device(), prepared, progress)
     if not spec.swaps:
         return runner
     from dvrt.models.swap_arena import swap_runner
@@ -99,11 +102,13 @@ def _make_model(order: LoadStage, prepared: Prepared) -> StageModel:
     return swap_runner(runner, spec)
 
 
-def _new_runner(spec: StageSpec, prepared: Prepared) -> StageRunner:
+def _new_runner(
+    spec: StageSpec, prepared: Prepared, progress: LoadProgress | None = None
+) -> StageRunner:
     from dvrt.models.runner import StageRunner
     from dvrt.models.selfcheck import check_exactness
 
-    runner = StageRunner(spec, held=prepared.held)
+    runner = StageRunner(spec, progress, prepared.held)
     if spec.exact:
         found = check_exactness(runner)
         if not found.holds:

@@ -9,6 +9,7 @@ from dvrt.protocol.claims import HeldStage
 from dvrt.protocol.messages import LoadStage, LogRange, Rewind, StageLoaded
 from dvrt.stages.compute import Compute
 from dvrt.stages.executor import StageExecutor
+from dvrt.stages.load_progress import LoadProgress
 from dvrt.stages.stage import MakeExecutor
 
 MakeComputeOn = Callable[[str, str], Compute]
@@ -28,8 +29,8 @@ class Holding:
         self._executor: StageExecutor | None = None
         self._compute: Compute | None = None
 
-    def make_executor(self, order: LoadStage) -> StageExecutor:
-        self._executor = self._make_executor(order)
+    def make_executor(self, order: LoadStage, progress: LoadProgress) -> StageExecutor:
+        self._executor = self._make_executor(order, progress)
         return self._executor
 
     def make_compute(self, name: str) -> Compute:

@@ -13,8 +13,8 @@ from dvrt.stages.ledger import Ledger, News
 class Intake:
     """Has a stage's compute, which alone knows who uses a slot, take what comes.
 
-    ``tell`` gets what is complete, and what is not what was sent; ``on_failure`` any error, after
-    which the stage cannot go on.
+    ``tell`` gets logs that are complete, and logs that were refused; ``on_failure`` any error,
+    after which the stage cannot go on.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Lane(Generic[T]):
-    """Hands items to ``work`` in their order; a DvrtError of ``work`` is counted, no more.
+    """Hands items to ``work`` in their order; a DvrtError of ``work`` ends that item alone.
 
     The lane is not bounded: whoever fills it sees to it that items are small, or counts them. Any
     other error ends the lane and goes to ``on_failure``.
@@ -32,7 +32,6 @@ class Lane(Generic[T]):
         self._on_failure = on_failure
         self._items: deque[T] = deque()
         self._is_filled = asyncio.Event()
-        self.n_failed = 0
         loop = asyncio.get_running_loop()
         self.task = loop.create_task(self._run(), name=f"lane to {name}")
 
@@ -56,8 +55,8 @@ class Lane(Generic[T]):
             while self._items:
                 try:
                     await self._work(self._items.popleft())
-                except DvrtError:
-                    self.n_failed += 1
+                except DvrtError:  # the next item may get through
+                    continue
                 except Exception as error:
                     self._on_failure(error)
                     return

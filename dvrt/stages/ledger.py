@@ -65,7 +65,8 @@ class Ledger:
         held = max(own, self.received.held(item.slot, seq=item.seq, epoch=item.epoch))
         if held < item.n_tokens:
             raise ProtocolError(
-                f"slot {item.slot} holds {held} entries of {item.seq}; {item.n_tokens} to go on"
+                f"slot {item.slot}: cannot go on from {item.n_tokens} entries of sequence "
+                f"{item.seq}; {held} are here"
             )
         self.logs.open(item.slot, seq=item.seq, epoch=item.epoch, length=item.n_tokens)
         self._began(item, item.slot, item.n_tokens)
@@ -85,7 +86,10 @@ class Ledger:
         """Raise ProtocolError unless the slot's log has this name and so many entries."""
         log = self.logs.get(slot)
         if log is None or (log.seq, log.epoch) != (seq, epoch) or log.length < length:
-            raise ProtocolError(f"slot {slot}: {length} entries of {seq}@{epoch}; it holds {log}")
+            raise ProtocolError(
+                f"slot {slot}: expected {length} entries of sequence {seq}, epoch {epoch}; "
+                f"it holds {log}"
+            )
 
     # What others send. Nothing of it can harm this stage: what is wrong is refused.
 

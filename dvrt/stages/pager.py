@@ -65,7 +65,7 @@ class _Waiting:
 class Pager:
     """Steps are computed first in, first out, each once its logs are on the device.
 
-    While one computes, the next one's logs are copied in: that of the next step, if it is there,
+    While one step computes, logs are copied in for the next: those of the next step in the queue,
     else of the microbatch whose turn is next. A frame is given up only when its step is over and
     what that added has gone out. ``on_copied`` hears of each copy, ``on_failure`` of one that
     failed, which ends the stage.

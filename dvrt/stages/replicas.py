@@ -6,7 +6,6 @@ positions would be computed again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from dvrt.actors.actor import Context
@@ -25,23 +24,11 @@ from dvrt.stages.shipping import ship_log
 from dvrt.wire import Message
 
 
-@dataclass(slots=True)
-class ReplicaCounters:
-    """Ranges: ``corrupted`` failed their digest, ``refused`` found no room. ``rotten`` copies had
-    changed in memory when they were wanted."""
-
-    stored: int = 0
-    gaps: int = 0
-    corrupted: int = 0
-    rotten: int = 0
-    refused: int = 0
-
-
 class ReplicaActor(Holder):
     """Copies for recovery, acknowledged to ``controller``.
 
     At most ``limit_bytes`` of entries are kept; a log that finds no more room keeps what it has and
-    is given up.
+    is given up. ``n_rotten`` counts copies that had changed in memory when they were wanted.
     """
 
     def __init__(self, controller: str, *, limit_bytes: int) -> None:
@@ -49,7 +36,7 @@ class ReplicaActor(Holder):
         self._limit_bytes = limit_bytes
         self._shelves: dict[tuple[int, int], Shelf] = {}
         self._nbytes = 0
-        self.counters = ReplicaCounters()
+        self.n_rotten = 0
 
     async def receive(self, message: Message, context: Context) -> Any:
         match message:
@@ -74,7 +61,6 @@ class ReplicaActor(Holder):
         is_sound = digest_of([data]) == note.digest
         shelf = self._shelf(note, len(data)) if is_sound else None
         if shelf is None:
-            self.counters.corrupted += len(note.ranges)
             await self.say_gap(note.origin, note.ranges)
             return
         missing, n_refused = self._append(note, shelf, data)
@@ -105,9 +91,6 @@ class ReplicaActor(Holder):
             else:
                 copy.append(part)
                 self._nbytes += size
-                self.counters.stored += 1
-        self.counters.gaps += len(missing)
-        self.counters.refused += n_refused
         return tuple(missing), n_refused
 
     def _shelf(self, note: Replicate, nbytes: int) -> Shelf | None:
@@ -149,7 +132,7 @@ class ReplicaActor(Holder):
                 if copy is None or copy.seq != wanted.seq:
                     continue
                 sound = copy.sound_bytes()
-                self.counters.rotten += sound < copy.nbytes
+                self.n_rotten += sound < copy.nbytes
                 length = min(sound // shelf.entry_bytes, order.trusted(index, copy.epoch))
                 if length:
                     sent.append(

@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from dvrt.actors.ref import ActorRef
@@ -23,7 +23,7 @@ from dvrt.stages.lane import Lane
 from dvrt.stages.shipping import LogStream
 
 HELD_BYTES = 64 << 20
-"""So many bytes may wait packed; what comes beyond them is packed when its turn comes."""
+"""At most this much waits packed; further pieces are packed when they are sent."""
 COMMIT_TRIES = 3
 COMMIT_PAUSE_S = 0.25
 """A commit that cannot be sent is tried again: without it nobody learns what else was lost."""
@@ -33,19 +33,6 @@ MAX_SIGHTINGS = 4096
 
 Pack = Callable[[Cargo], Awaitable[Any]]
 """Packs a cargo on the compute; None when its log is not there any more."""
-
-
-@dataclass(slots=True)
-class ShipperCounters:
-    """Pieces and bytes sent; ``dropped`` had nowhere to go, or their log was gone; ``failed``
-    could not be sent.
-    """
-
-    pieces: int = 0
-    nbytes: int = 0
-    commits: int = 0
-    dropped: int = 0
-    failed: int = 0
 
 
 class _Target:
@@ -96,7 +83,6 @@ class Shipper:
         self._ending: set[asyncio.Task[None]] = set()
         self._n_streams = 0
         self._given = self._gone = 0
-        self.counters = ShipperCounters()
         self.sightings: deque[tuple[str, int, float]] = deque(maxlen=MAX_SIGHTINGS)
 
     # On the compute.
@@ -144,7 +130,6 @@ class Shipper:
     def _drop(self, target: _Target) -> None:
         for item in target.lane.close():
             self._done(item)
-            self.counters.dropped += 1
         self._ending.add(target.lane.task)
         target.lane.task.add_done_callback(self._ending.discard)
 
@@ -156,7 +141,6 @@ class Shipper:
                 is_wanted = True
                 target.lane.put(part)
         if not is_wanted:
-            self.counters.dropped += 1
             self._done(item)
 
     def _done(self, item: Cargo | Sealed) -> None:
@@ -199,40 +183,29 @@ class Shipper:
 
     async def _send_piece(self, target: _Target, stream: LogStream, piece: Cargo) -> None:
         if stream.is_broken:
-            self.counters.dropped += 1
             return
         packed = piece.packed if piece.packed is not None else await self._pack(piece)
         if packed is None:
             stream.is_broken = True
-            self.counters.dropped += 1
             return
         region = Region.of(packed)
         entries = stream.entries((piece.first, piece.last), piece.start, piece.stop, region)
         began = self._copies.clock.time()
-        try:
-            await target.ref.tell(entries, region)
-        except (ActorError, TransportError):
-            self.counters.failed += 1
-            raise
-        self.counters.pieces += 1
-        self.counters.nbytes += region.nbytes
+        await target.ref.tell(entries, region)
         name = f"{stream.seq} layers {piece.first} to {piece.last - 1}"
         self._copies.add(f"ships to {target.ref.name}", name, began, region.nbytes)
         self.sightings.append(("sent", piece.first, time.monotonic()))
 
     async def _commit(self, target: _Target, stream: LogStream, sealed: Sealed) -> None:
         if stream.is_broken:
-            self.counters.dropped += 1
             return
         commit = stream.commit((sealed.first, sealed.last), sealed.length)
-        for is_last in (False,) * (COMMIT_TRIES - 1) + (True,):
+        for n_left in reversed(range(COMMIT_TRIES)):
             try:
                 await target.ref.tell(commit)
             except (ActorError, TransportError):
-                self.counters.failed += 1
-                if is_last:
+                if not n_left:
                     raise
                 await asyncio.sleep(COMMIT_PAUSE_S)
             else:
-                self.counters.commits += 1
                 return

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,6 +40,7 @@ from dvrt.protocol.messages import (
     ReplicaGap,
     Rewind,
     StageLoaded,
+    StageLoading,
     Swapped,
     Unreached,
 )
@@ -49,6 +49,7 @@ from dvrt.stages.compute import Compute, Done
 from dvrt.stages.copy_log import CopyLog
 from dvrt.stages.executor import Executed, StageExecutor
 from dvrt.stages.intake import Intake
+from dvrt.stages.load_progress import LoadProgress
 from dvrt.stages.pace import step_cost_s
 from dvrt.stages.replicator import Replicator
 from dvrt.stages.shipper import Shipper
@@ -57,19 +58,11 @@ from dvrt.stages.swapping import Swapping
 from dvrt.stages.watched_compute import WatchedCompute
 from dvrt.wire import Message, decode
 
-MakeExecutor = Callable[[LoadStage], StageExecutor]
+MakeExecutor = Callable[[LoadStage, LoadProgress], StageExecutor]
+"""Runs on the compute, and tells how far the weights have come."""
 MakeCompute = Callable[[str], Compute]
 """A compute by this name, for the device of the stage."""
 WaitWeights = Callable[[LoadStage], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class StageCounters:
-    """``void`` steps belonged to a time before a loss; ``undelivered`` results found nobody."""
-
-    steps: int = 0
-    void: int = 0
-    undelivered: int = 0
 
 
 class StageActor(Actor):
@@ -98,7 +91,6 @@ class StageActor(Actor):
         self._is_cut = False
         self._below, self._newest = 0, -1
         self._is_stuck = False
-        self.counters = StageCounters()
         self._compute: Compute
         self._copies: CopyLog
         self._steps: StepWatch
@@ -171,6 +163,7 @@ class StageActor(Actor):
             case Rewind(below=below):
                 self._below = max(self._below, below)
             case ReplicaGap():
+                self._loaded()
                 self._replicator.gap(message)
             case _:
                 raise ProtocolError(f"a stage does not take {type(message).__name__}")
@@ -190,7 +183,10 @@ class StageActor(Actor):
         order, began = self._order, time.monotonic()
         await self._wait_weights(order)
         load_s = order.timing.load_s if order.timing is not None else 0.0
-        done = await self._compute.submit(lambda: self._make_executor(order), cost_s=load_s)
+        progress = LoadProgress(self._worker, order, self._tell)
+        done = await self._compute.submit(
+            lambda: self._make_executor(order, progress), cost_s=load_s
+        )
         executor = self._executor = done.value
         self._settle()
         model = executor.model
@@ -265,7 +261,6 @@ class StageActor(Actor):
     def _accept(self, step: Step, forward: Forward, context: Context) -> None:
         executor = self._loaded()
         if step.id < self._below or step.id <= self._newest:  # or of a neighbour that is gone
-            self.counters.void += 1
             return
         self._newest = step.id
         received = context.attachments
@@ -296,21 +291,12 @@ class StageActor(Actor):
 
     def _finish(self, step: Step, forward: Forward, done: Done[Executed | None]) -> None:
         """Results leave first; copies are behind them."""
-        if done.value is None or step.id < self._below:
-            self.counters.void += 1
-            if done.value is None:
-                self._copy_behind(step)
-                return
-        self.counters.steps += 1
-        if step.id >= self._below and not self._is_cut:
+        is_void = step.id < self._below
+        if done.value is not None and not is_void and not self._is_cut:
             try:
                 self._send(step, forward, done.value, (done.began, done.busy_s))
             except (ActorError, TransportError, OutOfMemory) as error:  # it is dead, or stuck
-                self.counters.undelivered += 1
                 self._cut(str(error))
-        self._copy_behind(step)
-
-    def _copy_behind(self, step: Step) -> None:
         self._replicator.stepped(step, is_busy=self._steps.n_steps > 0)
 
     def _stuck(self) -> None:
@@ -350,7 +336,7 @@ class StageActor(Actor):
             Unreached(pipeline=order.pipeline, stage=order.stage, actor=actor, reason=reason)
         )
 
-    def _tell(self, note: LinkCut | Unreached | Copies | Swapped | Arrived) -> None:
+    def _tell(self, note: StageLoading | LinkCut | Unreached | Copies | Swapped | Arrived) -> None:
         """To the controller, if it is there."""
         with suppress(DvrtError):
             self._controller.tell_nowait(note)

@@ -19,8 +19,8 @@ from dvrt.stages.pager import Copied, Pager
 T = TypeVar("T")
 
 REFUSED_GAIN = 0.5
-"""Below 1 swapping costs more than it brings, which is warned of; with less than this, no error
-that a trial of a step and a copy is likely to make would turn that round."""
+"""A gain below 1 is warned of; below this it is refused, since no plausible error of the trial
+would turn it round."""
 TELL_AFTER_S = 0.2
 """How old the controller's figures of swapping may be; a word after each step would cost steps."""
 

@@ -183,8 +183,14 @@ class Stage:
 
 @asynccontextmanager
 async def staged(
-    model: Path, *, ready: bool = True, behaviour: dict[str, str] | None = None, **options: Any
+    model: Path,
+    *,
+    ready: bool = True,
+    behaviour: dict[str, str] | None = None,
+    before: Play | None = None,
+    **options: Any,
 ) -> AsyncIterator[Stage]:
+    """``before`` is played when workers can join and there are no places yet."""
     script.behaviour, script.told, script.stages = dict(behaviour or {}), [], {}
     chosen = LaunchOptions.make(model=str(model), device="null", **options)
     metrics = Metrics()
@@ -194,6 +200,8 @@ async def staged(
         me = node.spawn(controller, name="controller")
         controller.open()
         stage = Stage(controller, nursery, str(me), {}, metrics)
+        if before is not None:
+            await before(stage)
         crew = controller.start(stage.spawn, n_external=chosen.external_workers)
         try:
             if ready:

@@ -147,6 +147,32 @@ async def test_whoever_joins_takes_the_place_that_is_open(model: Path) -> None:
         await stage.serving()
 
 
+async def test_who_joins_before_there_are_places_waits_for_them(model: Path) -> None:
+    async def join(stage: Stage) -> None:
+        await stage.spawn("ann")
+        await asyncio.sleep(1.0)
+        assert stage.controller.state == "starting"
+
+    options = {"stages": 2, "external_workers": 1, "control_port": 1, "secret": "x"}
+    async with staged(model, before=join, **options) as stage:
+        assert stage.states() == {"worker-0": ("stage", "ready"), "ann": ("stage", "ready")}
+
+
+async def test_who_leaves_before_there_are_places_is_waited_for_no_more(model: Path) -> None:
+    async def join_and_leave(stage: Stage) -> None:
+        await stage.spawn("ann")
+        await asyncio.sleep(1.0)
+        stage.kill("ann")
+        await asyncio.sleep(1.0)
+
+    options = {"stages": 2, "external_workers": 1, "control_port": 1, "secret": "x"}
+    async with staged(model, ready=False, before=join_and_leave, **options) as stage:
+        await asyncio.sleep(10.0)
+        await stage.spawn("bo")
+        await stage.controller.wait_ready()
+        assert stage.states()["bo"] == ("stage", "ready")
+
+
 async def test_a_place_that_nobody_takes_ends_the_cluster(model: Path) -> None:
     options = {"stages": 1, "external_workers": 1, "control_port": 1, "secret": "x"}
     async with staged(model, ready=False, start_limit_s=30.0, **options) as stage:

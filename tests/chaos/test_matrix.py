@@ -143,7 +143,7 @@ def test_a_worker_dies_at_a_moment(
                 await check(engine, name, phase, witness)
 
     def strike() -> None:
-        crews[0].kill(name)
+        crews[-1].kill(name)
 
     with crew_known(crews), armed(phase, name, strike) as struck:
         run_virtual(main(), seed=worker)

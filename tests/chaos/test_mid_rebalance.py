@@ -58,7 +58,7 @@ def test_a_worker_dies_while_the_split_changes(
             again = [ask(engine, each, name=f"s{each.number}") for each in ASKS]
             assert judge_answers(ASKS, await asyncio.gather(*again), right) == []
 
-    with crew_known(crews), armed(phase, name, lambda: crews[0].kill(name)) as struck:
+    with crew_known(crews), armed(phase, name, lambda: crews[-1].kill(name)) as struck:
         run_virtual(main(), seed=worker)
     assert struck == [name], "the moment did not come"
 

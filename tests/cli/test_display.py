@@ -54,6 +54,8 @@ def test_a_terminal_gets_a_live_table_that_goes_away() -> None:
     with StartDisplay(terminal) as display:
         display.update(WORKER)
         assert "loading" in written(terminal)
+        display.update(replace(WORKER, weights_bytes=1 << 20, weights_total=3 << 20))
+        assert "1.0 MiB of 3.0 MiB" in written(terminal)
         display.update(READY)
         assert "3.0 MiB" in written(terminal)
     assert written(terminal).endswith("\x1b[2K")

@@ -14,7 +14,7 @@ import pytest
 import dvrt
 from dvrt.cli import serving
 from dvrt.config import LaunchOptions
-from dvrt.errors import ModelError, StageFailed
+from dvrt.errors import DvrtError, ModelError, StageFailed
 from dvrt.results import Status, WorkerStatus
 
 WORKER = WorkerStatus(
@@ -29,12 +29,13 @@ class Bench:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.model = SimpleNamespace(name="m")
-        self.state = "serving"
         self.report: Callable[[WorkerStatus], None] = lambda worker: None
         self.told = asyncio.Event()
         self.started = asyncio.Event()
         self.url = "http://127.0.0.1:1"
         self.failure: Exception | None = None
+        self.over = asyncio.Event()
+        self.end: DvrtError = StageFailed("stage-0", "it was killed; it was loss number 4")
 
     @contextlib.asynccontextmanager
     async def launch(
@@ -57,7 +58,7 @@ class Bench:
     def status(self) -> Status:
         return Status(
             model="m",
-            state=self.state,
+            state="serving",
             workers=(WORKER,),
             n_queued=0,
             n_running=2,
@@ -65,6 +66,10 @@ class Bench:
             n_finished=0,
             uptime_s=0.0,
         )
+
+    async def wait_over(self) -> DvrtError:
+        await self.over.wait()
+        return self.end
 
     async def start(self) -> None:
         self.log.append("listening")
@@ -111,8 +116,8 @@ async def test_a_pipeline_that_has_failed_ends_the_server(bench: Bench) -> None:
     task = bench.serve()
     await bench.started.wait()
     bench.report(replace(WORKER, state="lost"))
-    bench.state = "failed"
-    with pytest.raises(StageFailed, match="stage-0 failed: it was lost while serving"):
+    bench.over.set()
+    with pytest.raises(StageFailed, match="stage-0 failed: it was killed"):
         await task
     assert bench.log[2:] == ["drain 5", "server closed", "engine closed"]
 

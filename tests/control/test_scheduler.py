@@ -242,6 +242,24 @@ def test_a_long_prompt_goes_in_chunks_beside_the_decodes_of_others() -> None:
     assert chunks == [(0, 4, ()), (4, 8, ()), (8, 12, ()), (12, 16, ()), (16, 18, (0,))]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one_beside_it() -> None:
+    bench = Bench(shape_of(n_stages=1, n_microbatches=1, batch_size=3))
+    bench.give(Submit(request=make_request("a", 3, 30), now=0.0))
+    bench.turn()
+    bench.give(Submit(request=make_request("long", 40, 2), now=0.0))
+    bench.turn()
+    bench.give(Submit(request=make_request("short", 7, 2), now=0.0))
+    bench.turn()
+    step = bench.pipeline.flying[0]
+    assert [(c.seq, c.start, c.stop) for c in step.chunks] == [(1, 8, 12), (2, 0, 4)]
+    bench.turn()
+    bench.turn()
+    assert bench.out["short", 0]
+    assert not bench.out["long", 0]
+    bench.drain()
+    assert len(bench.out["long", 0]) == 2
+
+
 def test_samples_share_one_computed_prompt() -> None:
     bench = Bench(shape_of(n_stages=1, n_microbatches=2, batch_size=2))
     request = make_request("r", 9, 6, n=6)

@@ -175,5 +175,5 @@ def test_attention_does_not_see_what_is_masked() -> None:
 
 
 def test_exact_mode_wants_one_thread(checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match="one thread"):
+    with pytest.raises(ConfigError, match="computes with one"):
         Pipeline(checkpoint("llama"), n_threads=2)

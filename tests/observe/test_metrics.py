@@ -43,21 +43,22 @@ def test_latencies() -> None:
     metrics = Metrics()
     finish(metrics)
     finish(metrics, first_token_s=None)
-    metrics.token_interval(0.02)
     assert metrics.value("dvrt_queue_seconds_sum") == pytest.approx(0.2)
     assert metrics.value("dvrt_time_to_first_token_seconds_count") == 1
     assert metrics.value("dvrt_time_to_first_token_seconds_sum") == pytest.approx(0.3)
-    assert metrics.value("dvrt_time_per_output_token_seconds_sum") == pytest.approx(0.1)
     assert metrics.value("dvrt_request_seconds_count") == 2
-    assert metrics.value("dvrt_inter_token_seconds_sum") == pytest.approx(0.02)
 
 
-def test_a_single_token_has_no_time_per_token() -> None:
+def test_the_time_per_token_is_each_samples_own() -> None:
     metrics = Metrics()
+    times = {"queued_s": 0, "first_token_s": 0.1, "total_s": 1.6}
     metrics.request_finished(
-        "length", n_prompt=1, n_generated=1, queued_s=0, first_token_s=0.1, total_s=0.1
+        "length", n_prompt=1, n_generated=6, intervals=([0.1, 0.3], [1.0], []), **times
     )
-    assert metrics.value("dvrt_time_per_output_token_seconds_count") == 0
+    assert metrics.value("dvrt_time_per_output_token_seconds_count") == 2
+    assert metrics.value("dvrt_time_per_output_token_seconds_sum") == pytest.approx(0.2 + 1.0)
+    assert metrics.value("dvrt_inter_token_seconds_count") == 3
+    assert metrics.value("dvrt_inter_token_seconds_sum") == pytest.approx(1.4)
 
 
 def test_steps_by_stage() -> None:
@@ -73,12 +74,14 @@ def test_steps_by_stage() -> None:
 def test_gauges_are_read_when_rendered() -> None:
     metrics = Metrics()
     depth = [1.0]
-    metrics.watch(queue_depth=lambda: depth[0], running=lambda: 5, rows=lambda: 6)
+    metrics.watch(
+        requests=lambda: 4, queue_depth=lambda: depth[0], rows=lambda: 6, rows_in_use=lambda: 5
+    )
     assert samples(metrics)["dvrt_queue_depth", ()] == 1
     depth[0] = 3
     found = samples(metrics)
-    gauges = ("dvrt_queue_depth", "dvrt_requests_running", "dvrt_rows")
-    assert [found[name, ()] for name in gauges] == [3, 5, 6]
+    gauges = ("dvrt_requests_open", "dvrt_queue_depth", "dvrt_rows_in_use", "dvrt_rows")
+    assert [found[name, ()] for name in gauges] == [4, 3, 5, 6]
     with pytest.raises(ValueError, match="dvrt_rows"):
         metrics.add_gauge("dvrt_rows", "Again.", lambda: 0)
 

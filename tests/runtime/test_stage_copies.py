@@ -334,7 +334,7 @@ def test_what_rots_in_memory_is_not_sent() -> None:
         ((_, shelf),) = keeper.actor._shelves.items()
         shelf.copies[0].data[8 * 6 + 3] ^= 1
         assert await keeper.send(0, 1, 99) == (6, entries(0, 1, 6))
-        assert keeper.actor.counters.rotten == 1
+        assert keeper.actor.n_rotten == 1
         await keeper.store((0, 1, 2, 7, 9))
         gap = await keeper.shop.desk.wait_for(ReplicaGap)
         assert [each.slot for each in gap.ranges] == [0]

@@ -10,15 +10,15 @@ from typing import Any
 
 import openai
 
+from dvrt.serve.served import Served
 from dvrt.serve.server import Server
-from tests.serve.fake_engine import FakeEngine
 
 MODEL = "fake/model"
 
 
 @contextlib.asynccontextmanager
 async def served(
-    engine: FakeEngine, **options: Any
+    engine: Served, **options: Any
 ) -> AsyncIterator[tuple[Server, openai.AsyncOpenAI]]:
     async with Server(engine, port=0, **options) as server:
         async with openai.AsyncOpenAI(
