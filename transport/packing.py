@@ -118,6 +118,14 @@ def pack(regions: Sequence[Region], sizes: Sequence[int], target: memoryview) ->
         Pieces(regions, sizes).copy_to(target)
 
 
+def unpack(source: memoryview, regions: Sequence[Region], sizes: Sequence[int]) -> None:
+    """``source`` fills all the regions, whose sizes add up to its own."""
+    if len(sizes) == 1 and 0 < source.nbytes < STREAMED_BYTES:
+        copy(source, views_of(regions)[0])
+    else:
+        Pieces(regions, sizes).copy_from(source)
+
+
 def gather(sources: Sequence[memoryview], target: memoryview, copy: Copy) -> None:
     """Fill ``target`` with the sources, whose sizes add up to its own."""
     if target.nbytes < len(sources) * JOIN_BELOW_BYTES:

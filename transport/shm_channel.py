@@ -18,7 +18,7 @@ from dvrt.transport.arena import Arena, PeerArena
 from dvrt.transport.base import Borrowed
 from dvrt.transport.bell import Bell
 from dvrt.transport.framing import pack_head
-from dvrt.transport.packing import Parts, Pieces, pack
+from dvrt.transport.packing import Parts, Pieces, pack, unpack
 from dvrt.transport.polling import Polling
 from dvrt.transport.releases import Releases
 from dvrt.transport.socket_channel import SocketChannel
@@ -100,20 +100,32 @@ class ShmChannel(SocketChannel):
         if self._is_inline(sizes):
             await super()._fill(regions, until)
             return
-        targets = Pieces(regions, sizes)
-        is_whole = targets.nbytes <= self._peer_arena.capacity
-        number = self._releases.take()
+        total, number = sum(sizes), self._releases.take()
         self._polling.came()
-        while targets.nbytes:
-            offset, size = await self._next_piece(targets.nbytes, until)
-            with self._peer_arena.extent(offset, size) as piece:
+        offset, size = await self._next_piece(total, until)
+        if size < total:
+            await self._fill_pieces(Pieces(regions, sizes), (offset, size), number, until)
+            return
+        with self._peer_arena.extent(offset, size) as piece:
+            unpack(piece, regions, sizes)
+        self._release(number)
+
+    async def _fill_pieces(
+        self, targets: Pieces, told: tuple[int, int], number: int, until: float | None
+    ) -> None:
+        """A message of several pieces, the first of which was ``told`` of and has this number."""
+        is_whole = targets.nbytes <= self._peer_arena.capacity
+        while True:
+            with self._peer_arena.extent(*told) as piece:
                 targets.copy_from(piece)
-            if targets.nbytes and not is_whole:
+            if not targets.nbytes:
+                break
+            if not is_whole:
                 self._release(number)
                 number = self._releases.take()
-            if targets.nbytes:
-                await asyncio.sleep(0)
-                self._ensure_usable()
+            await asyncio.sleep(0)
+            self._ensure_usable()
+            told = await self._next_piece(targets.nbytes, until)
         self._release(number)
 
     async def _next_piece(self, at_most: int, until: float | None) -> tuple[int, int]:

@@ -62,16 +62,15 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         """Raise RequestRejected for stops and ids of the wrong type; Request checks the numbers."""
-        strings = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not _are_all(strings, str):
+        if not isinstance(self.stop, str) and not _are_all(self.stop, str):
             text = f"stop is {self.stop!r}; expected a string or a list of them"
             raise RequestRejected(text, param="stop")
-        if not all(strings):
+        if not all(self.stop_strings):
             raise RequestRejected("a stop string is empty", param="stop")
         if not _are_all(self.stop_ids, int):
             text = f"stop_ids is {self.stop_ids!r}; expected a list of token ids"
             raise RequestRejected(text, param="stop_ids")
-        if not _are_all([self.request_id], str | None):
+        if not _is(self.request_id, str | None):
             text = f"request_id is {self.request_id!r}; expected a string"
             raise RequestRejected(text, param="request_id")
 
@@ -269,7 +268,7 @@ class Engine:
                     f"{self.model.name} has no tokenizer; send token ids", param="prompt"
                 )
             return tuple(self.text.encode(prompt))
-        if not _are_all([prompt], Iterable) or _are_all([prompt], bytes | bytearray | Mapping):
+        if not _is(prompt, Iterable) or _is(prompt, bytes | bytearray | Mapping):
             text = f"prompt is {type(prompt).__name__}; expected a string or token ids"
             raise RequestRejected(text, param="prompt")
         ids = tuple(prompt)
@@ -283,20 +282,18 @@ class Engine:
         return wanted if wanted is not None else max(1, min(DEFAULT_MAX_TOKENS, room))
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
-        chosen = {
-            name: next(
-                (
-                    v
-                    for v in (getattr(options, name), getattr(self._defaults, name))
-                    if v is not None
-                ),
-                None,
-            )
-            for name in ("temperature", "top_k", "top_p", "repetition_penalty")
-        }
+        chosen: dict[str, Any] = {}
+        for name in ("temperature", "top_k", "top_p", "repetition_penalty"):
+            for value in (getattr(self._defaults, name), getattr(options, name)):
+                if value is not None:
+                    chosen[name] = value
         seed = options.seed if options.seed is not None else secrets.randbits(63)
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return SamplingParams(seed=seed, logprobs=options.logprobs, **given)
+        return SamplingParams(seed=seed, logprobs=options.logprobs, **chosen)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether it is one; callers may not heed the annotations."""
+    return isinstance(value, kind)
 
 
 def _are_all(values: Any, kind: Any) -> bool:

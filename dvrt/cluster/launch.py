@@ -58,8 +58,10 @@ def launch(
     """Start a pipeline for a checkpoint directory; ``async with`` gives its Engine.
 
     Options are those of ``python -m dvrt launch`` with underscores (see LaunchOptions); ``config``
-    is a TOML file of them, which keywords override. ``on_progress`` is told of every change of a
-    worker's state. Entering raises ConfigError, ModelError or StageFailed and leaves nothing
+    is a TOML file of them, which keywords override. ``host``, ``port``, ``api_key`` and
+    ``drain_limit_s`` are for the command's HTTP server, which this does not start. ``on_progress``
+    is told of every change of a worker's state and, now and then, of how much of its weights a
+    stage has read. Entering raises ConfigError, ModelError or StageFailed and leaves nothing
     behind; so does cancelling it. Leaving ends running requests with Unavailable and all workers.
     """
     if model is not None:

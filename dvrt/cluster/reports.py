@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dvrt.cluster.chronicle import Chronicle
 from dvrt.cluster.overseer import Overseer
 from dvrt.cluster.roster import Member
+from dvrt.cluster.swap_verdict import judge_figures, refusal, swap_status
 from dvrt.cluster.topology import Seat, described
 from dvrt.control.steps import StepDone
 from dvrt.errors import ConfigError
@@ -20,7 +21,6 @@ from dvrt.protocol.messages import (
     Swapped,
 )
 from dvrt.results import WorkerStatus
-from dvrt.stages.swapping import judge_figures, refusal, swap_status
 
 Report = StepDone | StageLoading | StageLoaded | Swapped | Copies | ArchiveFailed | Replicated
 

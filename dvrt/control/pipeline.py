@@ -36,7 +36,7 @@ class PipelineShape:
     repeats: bool = True
 
     def __post_init__(self) -> None:
-        for name in self.__slots__[:-1]:
+        for name in ("n_stages", "n_microbatches", "batch_size", "chunk_tokens", "chunks_per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
 

@@ -142,23 +142,28 @@ class Scheduler:
                 return self._expire(now) + self._launch_idle(now)
             case LogArrived(now=now):
                 return self._recovery.arrived(event) + self._launch_idle(now)
-            case StageLost(pipeline=pipeline, stage=stage, now=now):
-                home = self._fleet.get(pipeline)
-                return self._recovery.lost(home, stage, now) if home is not None else []
-            case StepsLost(pipeline=pipeline, now=now):
-                home = self._fleet.get(pipeline)
-                return self._recovery.steps_lost(home, now) if home is not None else []
-            case Rewound(pipeline=pipeline, now=now):
-                home = self._fleet.get(pipeline)
-                commands = self._recovery.rewound(home, now) if home is not None else []
-                return commands + self._launch_idle(now)
-            case StageReady(pipeline=pipeline, stage=stage, now=now):
-                home = self._fleet.get(pipeline)
-                commands = self._recovery.ready(home, stage, now) if home is not None else []
-                return commands + self._launch_idle(now)
+            case StageLost() | StepsLost():
+                return self._recover(event)
+            case Rewound(now=now) | StageReady(now=now):
+                return self._recover(event) + self._launch_idle(now)
             case Rebalance(pipelines=plans, now=now):
                 self._fleet.replace(plans)
                 return self._launch_idle(now)
+
+    def _recover(self, event: StageLost | StepsLost | Rewound | StageReady) -> list[Command]:
+        """What follows for the rows of a pipeline, if it is not closed by now."""
+        home, now = self._fleet.get(event.pipeline), event.now
+        if home is None:
+            return []
+        match event:
+            case StageLost(stage=stage):
+                return self._recovery.lost(home, stage, now)
+            case StepsLost():
+                return self._recovery.steps_lost(home, now)
+            case Rewound():
+                return self._recovery.rewound(home, now)
+            case StageReady(stage=stage):
+                return self._recovery.ready(home, stage, now)
 
     def _submit(self, event: Submit) -> list[Command]:
         request, now = event.request, event.now

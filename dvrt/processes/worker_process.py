@@ -27,7 +27,7 @@ from dvrt.errors import ConfigError
 from dvrt.processes.lease import NoWatchdog, ProcessWatchdog
 from dvrt.processes.tenure import Custodian, Tenure
 from dvrt.protocol.claims import CUSTODIAN
-from dvrt.protocol.messages import Joined
+from dvrt.protocol.messages import ARCHIVE, REPLICAS, Joined
 from dvrt.transport.tcp import split_host_port
 from dvrt.wire import Message, decode, encode, message
 
@@ -122,8 +122,8 @@ def _joined(boot: WorkerBoot, me: ActorRef) -> Joined:
         worker=boot.name,
         pid=os.getpid(),
         host_actor=me.address,
-        replica_actor=f"{me.node_address}/replicas",
-        archive_actor=f"{me.node_address}/archive" if boot.persist else "",
+        replica_actor=f"{me.node_address}/{REPLICAS}",
+        archive_actor=f"{me.node_address}/{ARCHIVE}" if boot.persist else "",
     )
 
 

@@ -7,6 +7,8 @@ from dvrt.models.spec import StageSpec
 from dvrt.models.swap_figures import SwapFigures
 from dvrt.wire import message
 
+REPLICAS, ARCHIVE = "replicas", "archive"
+"""The names of a worker's actors that keep copies: of others' logs, and of its own in files."""
 GENERATION_BITS = 40
 """The low bits of ids of steps and sequences and of epochs; above them stands the number of the
 controller's life."""

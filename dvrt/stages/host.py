@@ -11,7 +11,7 @@ from dvrt.actors.node import household
 from dvrt.actors.ref import ActorRef
 from dvrt.errors import ProtocolError, StageFailed
 from dvrt.protocol.claims import Survey, Surveyed
-from dvrt.protocol.messages import CloseStage, LoadStage, StopWorker, WarmUp
+from dvrt.protocol.messages import ARCHIVE, REPLICAS, CloseStage, LoadStage, StopWorker, WarmUp
 from dvrt.stages.archive import ArchiveActor
 from dvrt.stages.holder import Holder
 from dvrt.stages.holdings import Holding, MakeComputeOn
@@ -19,10 +19,6 @@ from dvrt.stages.replicas import ReplicaActor
 from dvrt.stages.stage import MakeExecutor, StageActor
 from dvrt.stages.warmth import Prepare, Warmth
 from dvrt.wire import Message
-
-REPLICAS = "replicas"
-"""The name of a worker's replica actor."""
-ARCHIVE = "archive"
 
 
 class HostActor(Actor):

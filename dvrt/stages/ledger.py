@@ -141,7 +141,7 @@ class Ledger:
         packed = self._model.pack(wanted, first, last) if wanted else b""
         return Copy(ranges=ranges, packed=packed, is_all=is_all)
 
-    def lacks(self, holder: str, slots: tuple[int, ...] | None = None) -> None:
+    def mark_lost(self, holder: str, slots: tuple[int, ...] | None = None) -> None:
         """The holder has nothing of these logs, or of any."""
         copied = self._copies.get(holder)
         if copied is not None:

@@ -31,7 +31,7 @@ class LogFiles:
         self.sizes: dict[int, int] = {}
         for number in sorted(_numbers(directory)):
             self._scan(number)
-        self.index.life = 1
+        self.index.begin_life()
 
     @property
     def nbytes(self) -> int:

@@ -25,11 +25,12 @@ class Piece:
 
 @dataclass(slots=True)
 class _Filed:
-    """One log: its pieces join each other from position 0 on. ``life``: who wrote it last."""
+    """One log: its pieces join each other from position 0 on. ``is_former``: only an earlier life
+    of this worker wrote it."""
 
     place: tuple[int, int]
     epoch: int
-    life: int
+    is_former: bool = False
     pieces: list[Piece] = field(default_factory=list)
 
     @property
@@ -46,7 +47,6 @@ class LogIndex:
     """
 
     def __init__(self) -> None:
-        self.life = 0
         self._logs: dict[int, _Filed] = {}
         self._by_place: dict[tuple[int, int], int] = {}
 
@@ -69,7 +69,7 @@ class LogIndex:
         if each.stop > each.start:
             before.append(Piece(start=each.start, stop=each.stop, file=file, record=record, at=at))
         log.pieces = before + after if after else before
-        log.epoch, log.life = each.epoch, self.life
+        log.epoch, log.is_former = each.epoch, False
         return True
 
     def pieces(self, seq: int, length: int, entry_bytes: int) -> list[Piece]:
@@ -82,9 +82,14 @@ class LogIndex:
         log = self._logs.get(seq)
         return -1 if log is None else log.epoch
 
+    def begin_life(self) -> None:
+        """All that is here is an earlier life's."""
+        for log in self._logs.values():
+            log.is_former = True
+
     def drop_former(self) -> None:
         """Forget logs that only earlier lives wrote."""
-        for seq in [seq for seq, log in self._logs.items() if log.life != self.life]:
+        for seq in [seq for seq, log in self._logs.items() if log.is_former]:
             self._forget(seq)
 
     def drop(self, pipeline: int) -> None:
@@ -109,11 +114,11 @@ class LogIndex:
 
     def _owner(self, each: LogRange, place: tuple[int, int]) -> _Filed:
         former = self._by_place.get(place)
-        if former is not None and former != each.seq and self._logs[former].life == self.life:
+        if former is not None and former != each.seq and not self._logs[former].is_former:
             self._forget(former)
         log = self._logs.get(each.seq)
         if log is None:
-            log = self._logs[each.seq] = _Filed(place, each.epoch, self.life)
+            log = self._logs[each.seq] = _Filed(place, each.epoch)
         elif log.place != place:
             if self._by_place.get(log.place) == each.seq:
                 del self._by_place[log.place]

@@ -124,7 +124,7 @@ class Replicator:
         holder = self._holders.get(note.holder)
         if holder is not None:
             slots = tuple(each.slot for each in note.ranges)
-            self._on_compute(partial(self._ledger.lacks, note.holder, slots))
+            self._on_compute(partial(self._ledger.mark_lost, note.holder, slots))
             self._start(holder)
 
     async def aclose(self) -> None:
@@ -176,7 +176,7 @@ class Replicator:
             await self._send(holder, copy, step if copy.is_all else holder.sent)
         except (ActorError, TransportError):
             holder.sent, holder.is_due = -1, True
-            self._on_compute(partial(self._ledger.lacks, holder.actor))
+            self._on_compute(partial(self._ledger.mark_lost, holder.actor))
             return RETRY_S
         holder.is_due |= not copy.is_all
         return PAUSE_S if copy.is_all else 0.0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from dvrt.control.steps import Step
 from dvrt.models.swap import SwappingModel, SwapTrial
 from dvrt.models.swap_figures import SwapFigures
-from dvrt.planner.swapping import SwapJudgement, judge_filling
 from dvrt.protocol.messages import LoadStage, Swapped
 from dvrt.stages.compute import Compute, Done
 from dvrt.stages.copy_log import CopyLog
@@ -18,9 +17,6 @@ from dvrt.stages.pager import Copied, Pager
 
 T = TypeVar("T")
 
-REFUSED_GAIN = 0.5
-"""A gain below 1 is warned of; below this it is refused, since no plausible error of the trial
-would turn it round."""
 TELL_AFTER_S = 0.2
 """How old the controller's figures of swapping may be; a word after each step would cost steps."""
 
@@ -124,46 +120,6 @@ class Swapping:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-
-
-def judge_figures(figures: SwapFigures) -> SwapJudgement | None:
-    """Does swapping pay for requests that fill the context? None where copies take no time."""
-    if not figures.bandwidth or not figures.step_s:
-        return None
-    return judge_filling(
-        figures.max_context,
-        step_s=figures.step_s,
-        batch_size=figures.batch_size,
-        entry_bytes=figures.entry_bytes,
-        bandwidth=figures.bandwidth,
-    )
-
-
-def refusal(judged: SwapJudgement) -> str:
-    """Why a launch is not to swap; empty where a trial of a moment cannot be so sure."""
-    if judged.gain >= REFUSED_GAIN:
-        return ""
-    return (
-        f"swap is refused: {judged}. Leave it out, set a max_context that requests need (now "
-        f"{judged.last_context}), or go on with swap_anyway"
-    )
-
-
-def swap_status(figures: SwapFigures) -> Mapping[str, float]:
-    """What a worker's status says of swapping; the figures of several stages are not added."""
-    judged = judge_figures(figures)
-    return {
-        "device_slots": figures.device_slots,
-        "host_kv_bytes": figures.host_kv_bytes,
-        "step_s": figures.step_s,
-        "bandwidth": figures.bandwidth,
-        "hidden_context": judged.hidden_context if judged else float(figures.max_context),
-        "paying_context": judged.paying_context if judged else float(figures.max_context),
-        "gain": judged.gain if judged else 2.0,
-        "in_bytes": figures.in_bytes,
-        "out_bytes": figures.out_bytes,
-        "waited_s": figures.waited_s,
-    }
 
 
 def _entry_bytes(order: LoadStage, model: SwappingModel) -> int:

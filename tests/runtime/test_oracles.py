@@ -52,8 +52,7 @@ def run(model: Path, requests: list[dict[str, Any]], **options: Any) -> list[Any
 
 
 async def serve(model: Path, requests: list[dict[str, Any]], **options: Any) -> list[Any]:
-    launch = dvrt.launch(model, in_process=True, max_context=192, **options)
-    async with launch as engine:
+    async with dvrt.launch(model, **{"in_process": True, "max_context": 192, **options}) as engine:
         wishes = [engine.complete(**{"ignore_eos": True, **request}) for request in requests]
         return await asyncio.gather(*wishes)
 
@@ -84,6 +83,17 @@ def test_tokens_are_those_of_transformers(checkpoints: Any, family: str, stages:
     got = run(model, requests, stages=stages, batch_size=4)
     assert [len(done.token_ids) for done in got] == [r["max_tokens"] for r in requests]
     assert check_against_generate(model, requests, got) <= 1
+
+
+def test_a_model_without_a_limit_of_positions_has_the_default_context(checkpoints: Any) -> None:
+    """A prompt longer than any context that other tests ask for."""
+    model = checkpoints("bloom")
+    long = {"prompt": [7 * i % 307 for i in range(300)], "max_tokens": 8, "temperature": 0.0}
+    requests = [long, {**long, "prompt": [1, 2, 3]}]
+    got = run(model, requests, stages=2, batch_size=2, max_context=None)
+    assert check_against_generate(model, requests, got) <= 1
+    with pytest.raises(dvrt.RequestRejected, match="context is 2048 tokens; the prompt has 2041"):
+        run(model, [{**long, "prompt": [1] * 2041}], stages=2, batch_size=2, max_context=None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

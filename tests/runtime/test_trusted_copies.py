@@ -34,7 +34,7 @@ def test_a_log_that_changes_its_place_leaves_the_others_theirs() -> None:
 
     add(0, 7, 1)
     add(1, 8, 2)
-    index.life = 1
+    index.begin_life()
     add(1, 7, 100)
     add(0, 8, 101)
     assert (index.epoch_of(7), index.epoch_of(8), index.epoch_of(9)) == (100, 101, -1)

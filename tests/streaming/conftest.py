@@ -16,7 +16,12 @@ from dvrt.transport import connect, listen
 
 names = itertools.count()
 
-ADDRESSES = {"local": "local://streaming-{}", "tcp": "tcp://127.0.0.1:0", "shm": "shm://"}
+ADDRESSES = {
+    "local": "local://streaming-{}",
+    "tcp": "tcp://127.0.0.1:0",
+    "shm": "shm://",
+    "ucx": "ucx://127.0.0.1:0",
+}
 
 
 class Tools:

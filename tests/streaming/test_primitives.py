@@ -15,7 +15,9 @@ from dvrt.kv.regions import Box
 from dvrt.kv.spans import Span
 from dvrt.streaming import Batch, Cache, Spot, fetch, flush, gather, scatter
 
-SCHEMES = pytest.mark.parametrize("scheme", ["local", "tcp", "shm"])
+SCHEMES = pytest.mark.parametrize(
+    "scheme", ["local", "tcp", "shm", pytest.param("ucx", marks=pytest.mark.ucx)]
+)
 SIZES = {"layers": 3, "rows": 3, "heads": 2, "tokens": 16, "dim": 8, "item_bytes": 2}
 LAYOUTS = {
     "paper": Layout.paper(**SIZES),

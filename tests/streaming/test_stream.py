@@ -30,7 +30,9 @@ from dvrt.transport import get_transport
 from dvrt.transport.faults import Fault, FaultKind
 from dvrt.transport.faulty import FaultyTransport
 
-SCHEMES = pytest.mark.parametrize("scheme", ["local", "tcp", "shm"])
+SCHEMES = pytest.mark.parametrize(
+    "scheme", ["local", "tcp", "shm", pytest.param("ucx", marks=pytest.mark.ucx)]
+)
 
 
 async def drain(boxes):

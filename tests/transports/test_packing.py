@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from dvrt.buffers import Region
-from dvrt.transport.packing import MIN_ROWS, Parts, Pieces, pack
+from dvrt.transport.packing import MIN_ROWS, Parts, Pieces, pack, unpack
 
 
 def rows_of(array: np.ndarray, size: int, step: int, count: int) -> list[Region]:
@@ -63,6 +63,9 @@ def test_regions_fill_one_buffer(parts):
     target = bytearray(sum(map(len, parts)))
     pack(regions, [region.nbytes for region in regions], memoryview(target))
     assert target == b"".join(parts)
+    copies = [bytearray(len(part)) for part in parts]
+    unpack(memoryview(target), [Region.of(each) for each in copies], [len(p) for p in parts])
+    assert copies == parts
 
 
 def test_what_lies_between_the_regions_stays():
