@@ -31,16 +31,20 @@ class OpenedLog(NamedTuple):
 def open_log(path: Path) -> OpenedLog:
     """Open or create, lock, and cut off what is torn; the name itself is made durable.
 
-    Blocks. Raises OSError, and then nothing was cut off.
+    Blocks. Raises OSError, and then nothing is lost.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         size = os.fstat(fd).st_size
         end = whole_until(fd, size)
-        if next_whole(fd, end, size) is not None:
-            _put_aside(fd, end, size, path)
-        os.ftruncate(fd, end)
+        aside = _put_aside(fd, end, size, path) if next_whole(fd, end, size) is not None else None
+        try:
+            os.ftruncate(fd, end)
+        except BaseException:  # the next try makes a copy of its own
+            if aside is not None:
+                aside.unlink()
+            raise
         os.fsync(fd)
         _sync_directory(path.parent)
         return OpenedLog(fd, end, size - end)
@@ -49,18 +53,18 @@ def open_log(path: Path) -> OpenedLog:
         raise
 
 
-def _put_aside(fd: int, start: int, end: int, path: Path) -> None:
+def _put_aside(fd: int, start: int, end: int, path: Path) -> Path:
     """Make a durable copy of ``[start, end)`` beside the log, under a name that is free."""
     copy_fd, aside = _create_aside(path, start)
     try:
         _copy(fd, start, end, copy_fd)
         os.fsync(copy_fd)
+        _sync_directory(path.parent)
     except BaseException:
         aside.unlink()
         raise
     finally:
         os.close(copy_fd)
-    _sync_directory(path.parent)
     _log.warning(
         "%s: damaged at byte %d, but not torn: whole records follow. The log goes on from there; "
         "the %d bytes that were cut off are kept in %s",
@@ -69,6 +73,7 @@ def _put_aside(fd: int, start: int, end: int, path: Path) -> None:
         end - start,
         aside,
     )
+    return aside
 
 
 def _create_aside(path: Path, start: int) -> tuple[int, Path]:

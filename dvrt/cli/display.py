@@ -45,7 +45,7 @@ def by_stage(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
 def weights_text(worker: WorkerStatus) -> str:
     """What a worker has of its weights, and of how many while it reads them."""
     here = format_size(worker.weights_bytes)
-    is_reading = worker.weights_bytes < worker.weights_total
+    is_reading = worker.state == "loading" and worker.weights_bytes < worker.weights_total
     return f"{here} of {format_size(worker.weights_total)}" if is_reading else here
 
 

@@ -184,6 +184,10 @@ class Chronicle:
         state = "admitted" if entered.place is Place.PROMPT else f"in {entered.place.value}"
         self._events.add(self._clock.time(), entered.request_id, state)
 
+    def paced(self, seconds: float) -> None:
+        """A sample's token came so long after the one before."""
+        self._metrics.token_interval(seconds)
+
     def finished(self, stream: RequestStream, last: Emit) -> None:
         """A request has ended; ``last`` is the emit that ended its last sample."""
         self.n_finished += 1
@@ -198,7 +202,7 @@ class Chronicle:
             queued_s=timings.queued_s,
             first_token_s=timings.first_token_s if stream.n_generated else None,
             total_s=timings.total_s,
-            intervals=stream.intervals,
+            paces=stream.paces,
         )
         for place, seconds in timings.places.items():
             self._metrics.waited(place, seconds)

@@ -347,7 +347,9 @@ class Dispatcher:
         stream = self._streams.get(emit.request_id)
         if stream is None:
             return
-        stream.put(emit, self._clock.time())
+        gap = stream.put(emit, self._clock.time())
+        if gap is not None:
+            self._chronicle.paced(gap)
         if stream.is_ended:
             del self._streams[emit.request_id]
             self._chronicle.finished(stream, emit)

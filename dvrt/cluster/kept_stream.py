@@ -55,12 +55,13 @@ class KeptStream(RequestStream):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._linger_s, cancel, self.request.id)
 
-    def put(self, emit: Emit, now: float) -> None:
-        super().put(emit, now)
+    def put(self, emit: Emit, now: float) -> float | None:
+        gap = super().put(emit, now)
         self._emits.clear()
         self._kept.append(emit)
         if self.is_ended:
             self._stop_timer()
+        return gap
 
     def fail(self, error: DvrtError) -> None:
         super().fail(error)

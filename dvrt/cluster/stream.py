@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 
 from dvrt.control.events import Emit, Place
 from dvrt.errors import DvrtError
@@ -13,6 +13,15 @@ from dvrt.requests import Request
 from dvrt.results import Timings
 
 _WAITING = (Place.QUEUE, Place.SLOT)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Of one sample: when its latest token came, and what lay between those before."""
+
+    latest: float
+    n_gaps: int = 0
+    seconds: float = 0.0
 
 
 class RequestStream:
@@ -32,8 +41,7 @@ class RequestStream:
         self.stays: list[tuple[Place, float]] = [(Place.QUEUE, submitted)]
         self._first: float | None = None
         self._last: float | None = None
-        self._latest: dict[int, float] = {}
-        self._intervals: dict[int, array[float]] = {}
+        self._paces: dict[int, _Pace] = {}
 
     @property
     def samples(self) -> range:
@@ -52,15 +60,18 @@ class RequestStream:
         """The request has come to another place."""
         self.stays.append((place, now))
 
-    def put(self, emit: Emit, now: float) -> None:
+    def put(self, emit: Emit, now: float) -> float | None:
+        """Take an emit; the seconds since the sample's token before it, if both came just now."""
+        gap = None
         if emit.token is not None:
             self.n_generated += 1
             self._first = now if self._first is None else self._first
-            self._time_token(emit.sample, now)
+            gap = self._time_token(emit.sample, now)
         self._last = now
         self._open_samples -= emit.finish is not None
         self._emits.append(emit)
         self._wake()
+        return gap
 
     def fail(self, error: DvrtError) -> None:
         """End the stream with an error, unless it has ended; earlier emits are still delivered."""
@@ -69,12 +80,12 @@ class RequestStream:
             self._wake()
 
     @property
-    def intervals(self) -> Iterable[Sequence[float]]:
-        """Seconds from each token to the next, of each sample that got two or more.
+    def paces(self) -> list[float]:
+        """Mean seconds from a token to the next, of each sample that got two or more.
 
-        None begins with a token of an earlier life, which was recalled as of the submission.
+        Tokens of an earlier life, which were recalled as of the submission, do not count.
         """
-        return self._intervals.values()
+        return [each.seconds / each.n_gaps for each in self._paces.values() if each.n_gaps]
 
     def timings(self) -> Timings:
         """Meaningful once the stream has ended."""
@@ -95,11 +106,15 @@ class RequestStream:
         for (place, began), over in zip(self.stays, ends, strict=True):
             yield place, began, max(0.0, over - began)
 
-    def _time_token(self, sample: int, now: float) -> None:
-        before = self._latest.get(sample, self.submitted)
-        if before > self.submitted:
-            self._intervals.setdefault(sample, array("d")).append(now - before)
-        self._latest[sample] = now
+    def _time_token(self, sample: int, now: float) -> float | None:
+        pace = self._paces.get(sample)
+        if pace is None or pace.latest <= self.submitted:
+            self._paces[sample] = _Pace(now)
+            return None
+        gap, pace.latest = now - pace.latest, now
+        pace.n_gaps += 1
+        pace.seconds += gap
+        return gap
 
     def _places(self) -> dict[str, float]:
         times: dict[str, float] = {}

@@ -248,7 +248,7 @@ def described(seats: list[Seat]) -> dict[str, Any]:
     """What a worker's status says of its seats; of several, the newest one's place."""
     if not seats:
         place = {"role": "spare", "stage": None, "layers": None, "pipeline": None}
-        return {**place, "state": IDLE}
+        return {**place, "state": IDLE, "weights_bytes": 0, "weights_total": 0, "kv_bytes": 0}
     latest = max(seats, key=lambda seat: seat.key)
     return {
         "role": ROLES[latest.purpose],

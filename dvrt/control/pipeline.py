@@ -270,8 +270,9 @@ class Pipeline:
     def _chunks(self, members: list[Sequence]) -> list[Chunk]:
         """Prompt chunks up to the budget, for ``members`` from the oldest to the newest.
 
-        The oldest gets one, so that every prompt comes to its end; the others go to those who lack
-        the least, so that a long prompt does not hold up short ones.
+        The oldest gets one, so that every prompt comes to its end; the others, if the budget has
+        more than one, go to those who lack the least, so that a long prompt does not hold up
+        short ones.
         """
         if not members:
             return []

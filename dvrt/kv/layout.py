@@ -207,7 +207,10 @@ class Layout:
     @property
     def packed_form(self) -> str:
         """The order and the elements of what ``packed`` gives, as text; the same for the same."""
-        keys, values = (self._packed_order(part).replace("DX", "D") for part in BOTH_PARTS)
+        no_lanes = "DX" if self.lanes > 1 else "X"  # next to each other, or one alone
+        keys, values = (
+            self._packed_order(part).replace(no_lanes, no_lanes[:-1]) for part in BOTH_PARTS
+        )
         lanes = f" in lanes of {self.lanes}" if "X" in keys + values else ""
         return f"{keys} {values}, {self.dim} of {self.item_bytes} bytes{lanes}"
 

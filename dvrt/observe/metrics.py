@@ -78,7 +78,7 @@ class Metrics:
         )
         self._interval = self._histogram(
             "dvrt_inter_token_seconds",
-            "Time from one token of a sample to its next, of ended requests.",
+            "Time from one token of a sample to its next.",
             LATENCY_BUCKETS_S,
         )
         self._total = self._histogram(
@@ -159,10 +159,10 @@ class Metrics:
         queued_s: float,
         first_token_s: float | None,
         total_s: float,
-        intervals: Iterable[Sequence[float]] = (),
+        paces: Iterable[float] = (),
     ) -> None:
         """Count an ended request. Seconds are from its submission; ``first_token_s`` is None where
-        no token came. ``n_generated`` counts the tokens of all its samples; ``intervals`` has the
+        no token came. ``n_generated`` counts the tokens of all its samples; ``paces`` has the mean
         seconds between the tokens of each.
         """
         self._finished.labels(reason).inc()
@@ -173,15 +173,12 @@ class Metrics:
         self._total.observe(total_s)
         if first_token_s is not None:
             self._first_token.observe(first_token_s)
-        for sample in intervals:
-            self._sample_paced(sample)
+        for seconds in paces:
+            self._per_token.observe(seconds)
 
-    def _sample_paced(self, intervals: Sequence[float]) -> None:
-        """The seconds between the tokens of one sample."""
-        for seconds in intervals:
-            self._interval.observe(seconds)
-        if intervals:
-            self._per_token.observe(sum(intervals) / len(intervals))
+    def token_interval(self, seconds: float) -> None:
+        """A token came so long after the one before it, of the same sample."""
+        self._interval.observe(seconds)
 
     def waited(self, place: str, seconds: float) -> None:
         """An ended request was in a place for so long."""

@@ -28,7 +28,7 @@ Place = Region | Channel
 """Memory of this process, or the peer of a channel."""
 
 
-@message("stream.chunk")
+@message("stream.chunk", version=2)
 class Chunk:
     """Bytes that travel as one message; ``tag`` is the caller's, ``digest`` 0: not computed.
 

@@ -121,7 +121,8 @@ class InStream:
             if self.terms is not None:
                 self.terms.ensure(offer.terms, self.key[0])
         except Corrupted as error:
-            self._refuse(error, generation=0)  # the sender knows none yet
+            for generation in {0, self.generation}:  # it knows none yet, or that of an older offer
+                self._refuse(error, generation)
             return False
         if not self._begun.done():
             self._begun.set_result(offer)
@@ -156,7 +157,7 @@ class InStream:
                 meant = f"step {step} of {self.key[0]}"
                 outline_of(copies).ensure(commit.outline, copies, meant)
         except Corrupted as error:
-            self._refuse(error)
+            self._refuse(error, self.generation)
             raise
         finally:
             self._forget_step(step, waiting)
@@ -198,6 +199,7 @@ class InStream:
             is_checked = parcel.digest or self._link.kit.is_verified
             digest = digest_of(r.view() for r in arrival.regions) if is_checked else 0
             if digest != parcel.digest:
+                self._link.kit.counters.corrupted_parcels += 1
                 what = f"digest of parcel {parcel.index} of {self.key[0]}"
                 raise Corrupted(what, expected=parcel.digest, got=digest)
             landing = waiting.get(parcel.index)
@@ -289,10 +291,9 @@ class InStream:
             self._begun.set_exception(error)
         self._news.set()
 
-    def _refuse(self, error: Corrupted, generation: int | None = None) -> None:
-        self._link.kit.counters.corrupted_parcels += 1
+    def _refuse(self, error: Corrupted, generation: int) -> None:
         said = self._over_message(str(error), is_corrupted=True)
-        self._link.say(said if generation is None else replace(said, generation=generation))
+        self._link.say(replace(said, generation=generation))
         self._link.forget(self)
         self.fail(error)
 

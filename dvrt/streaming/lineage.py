@@ -41,7 +41,11 @@ class Lineage:
         return f"<Lineage incarnation {self.incarnation}, {self._link!r}>"
 
     async def dial(self, channel: Channel, *, deadline_s: float | None) -> Link:
-        """A link on a channel that this side opened. Errors as ``admit``."""
+        """A link on a channel that this side opened.
+
+        Errors as ``admit``, and ValueError where there is no incarnation left; the channel is then
+        still the caller's.
+        """
         number = self._dialled = max(self._dialled, self.incarnation) + 1
         link = await self._open(channel, number, deadline_s)
         newest = max(link.peer.incarnation, self.incarnation)

@@ -30,7 +30,7 @@ class Grouping(Enum):
     WHOLE = "whole"
 
 
-@message("stream.setup")
+@message("stream.setup", version=2)
 class Setup:
     """What both ends must agree on before a byte of KV moves.
 
@@ -52,7 +52,7 @@ def ensure_incarnation(number: int) -> None:
         raise ValueError(f"incarnation {number}: expected 0 to {MAX_INCARNATION}")
 
 
-@message("stream.hello")
+@message("stream.hello", version=2)
 class Hello:
     """The first message of each end. ``window_bytes``: how much it accepts before it has acted.
 
@@ -69,7 +69,7 @@ class Hello:
         ensure_incarnation(self.incarnation)
 
 
-@message("stream.offer")
+@message("stream.offer", version=2)
 class Offer:
     """A stream that the sender would begin; parcels are cut as ``grouping`` and limit say.
 
@@ -124,7 +124,7 @@ class Credit:
     sequence: int
 
 
-@message("stream.commit")
+@message("stream.commit", version=2)
 class Commit:
     """What the sender says a step consisted of; nothing of it is used before this is checked."""
 

@@ -25,7 +25,7 @@ def test_the_demo_tells_its_stories_again_after_a_loss() -> None:
 
 
 def test_sigterm_lets_a_running_request_end() -> None:
-    wish = {"model": "storyteller", "prompt": "Once", "max_tokens": 150, "ignore_eos": True}
+    wish = {"model": "storyteller", "prompt": "Once", "max_tokens": 600, "ignore_eos": True}
     with running(*real_launch()) as launch:
         url = launch.until(r"serving storyteller at (http://\S+)\n")[1]
         with opened(f"{url}/v1/completions", wish | {"stream": True}) as answer:
@@ -40,7 +40,7 @@ def test_sigterm_lets_a_running_request_end() -> None:
     assert "a second signal stops at once" in launch.said
 
 
-@pytest.mark.parametrize("after_s", [0.2, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("after_s", [0.6, 1.2, 2.0, 3.5])
 def test_ctrl_c_while_a_real_model_starts(after_s: float) -> None:
     """Whatever it is doing then: starting Python, importing torch, loading weights, serving."""
     with running(*real_launch()) as launch:

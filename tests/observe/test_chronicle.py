@@ -70,9 +70,11 @@ def test_each_sample_has_a_pace_of_its_own(chronicle: Chronicle, metrics: Metric
         (13.0, token(1, 1)),
         (13.25, last),
     ):
-        stream.put(emit, at)
+        gap = stream.put(emit, at)
+        if gap is not None:
+            chronicle.paced(gap)
     chronicle.finished(stream, last)
-    assert [list(each) for each in stream.intervals] == [[0.5], [2.0, 0.25]]
+    assert stream.paces == [0.5, 2.25 / 2]
     assert metrics.value("dvrt_inter_token_seconds_count") == 3
     assert metrics.value("dvrt_inter_token_seconds_sum") == 2.75
     assert metrics.value("dvrt_time_per_output_token_seconds_count") == 2
@@ -83,9 +85,9 @@ def test_tokens_of_an_earlier_life_have_no_pace() -> None:
     asked = Asked(request=request(1), taken_at=0.0, stop=())
     stream = KeptStream(asked, submitted=5.0, linger_s=1.0)
     stream.recall((token(0, 0), token(0, 1)))
-    for at, index in ((900.0, 2), (901.0, 3)):
-        stream.put(token(0, index), at)
-    assert [list(each) for each in stream.intervals] == [[1.0]]
+    assert stream.put(token(0, 2), 900.0) is None
+    assert stream.put(token(0, 3), 901.0) == 1.0
+    assert stream.paces == [1.0]
 
 
 def test_gauges_tell_requests_samples_and_rows_apart(

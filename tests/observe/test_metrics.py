@@ -52,12 +52,11 @@ def test_latencies() -> None:
 def test_the_time_per_token_is_each_samples_own() -> None:
     metrics = Metrics()
     times = {"queued_s": 0, "first_token_s": 0.1, "total_s": 1.6}
-    metrics.request_finished(
-        "length", n_prompt=1, n_generated=6, intervals=([0.1, 0.3], [1.0], []), **times
-    )
+    metrics.request_finished("length", n_prompt=1, n_generated=6, paces=[0.2, 1.0], **times)
     assert metrics.value("dvrt_time_per_output_token_seconds_count") == 2
     assert metrics.value("dvrt_time_per_output_token_seconds_sum") == pytest.approx(0.2 + 1.0)
-    assert metrics.value("dvrt_inter_token_seconds_count") == 3
+    assert metrics.value("dvrt_inter_token_seconds_count") == 0
+    metrics.token_interval(1.4)
     assert metrics.value("dvrt_inter_token_seconds_sum") == pytest.approx(1.4)
 
 

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 
 from dvrt.buffers import Region
 from dvrt.errors import ConfigError, Corrupted
 from dvrt.kv.layout import Layout
-from dvrt.kv.plan import Side, Worker
+from dvrt.kv.plan import Side, Worker, plan
 from dvrt.kv.regions import Box
 from dvrt.kv.spans import Span, split_evenly
 from dvrt.streaming import (
@@ -27,6 +28,7 @@ from dvrt.streaming import (
     stream_in,
     stream_out,
 )
+from dvrt.streaming.terms import outline_of
 
 TOKENS = 8
 WHOLE = Span.of(0, TOKENS)
@@ -279,3 +281,19 @@ async def test_workers_are_named_in_the_offer(tools):
         assert Worker(*offer.terms.source) == Worker(*offer.terms.target) == tools.ONE
         opening.cancel()
         await asyncio.wait([opening])
+
+
+def test_the_same_requests_are_the_same_whatever_integers_they_are(tools):
+    """One end may have them from NumPy, the other from a message."""
+    sides = [tools.one_sided(requests=ids) for ids in ((5, 7), np.array([5, 7]), (7, 5))]
+    mine, numpy_made, others = [outline_of(plan(side, side, WHOLE)) for side in sides]
+    assert mine == numpy_made
+    assert mine != others
+
+
+def test_a_single_lane_is_no_other_order():
+    odd = {**SIZES, "dim": 3}
+    paper = Layout.paper(**odd)
+    assert paper.lanes == 1
+    assert "X" not in paper.packed_form
+    assert "X" in dataclasses.replace(paper, dim=4, lanes=2).packed_form
