@@ -53,7 +53,7 @@ ROWS = 8
 PROMPT_TOKENS = 64
 BLOCK_STEPS = 5
 """The first is not timed: what it leaves to be streamed is what the second computes beside."""
-REPEATS, QUICK_REPEATS = 100, 16
+REPEATS, QUICK_REPEATS = 200, 16
 UNPROVED_STEPS = 2
 SIDES = ("none", "stream", "file")
 

@@ -31,10 +31,11 @@ MICROBATCHES = 2
 """Rows for two requests of three, and whoever waits gets a row as soon as one ends. With a third
 microbatch each would have its row at once, and half of all rows would soon stand empty, as in the
 batches of ``generate``; a step costs nearly the same with few rows as with all."""
-SINGLES = 8
-"""Each round so many of the requests, others each time, go to ``generate`` one by one."""
+SINGLES, LARGE_SINGLES = 8, 3
+"""Each round so many of the requests, others each time, go to ``generate`` one by one; of a large
+model fewer, since each of them takes seconds."""
 MAX_CONTEXT = 256
-PROFILE_ROUNDS = 3
+PROFILE_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +215,8 @@ async def _compare(
                 if is_whole or name != "one_stage_fast":
                     runs[name].append(await one_pass())
             if with_single:  # slow, and a few requests are enough for tokens a second
-                few = wishes[number :: len(wishes) // SINGLES]
+                n_few = SINGLES if is_small else LARGE_SINGLES
+                few = wishes[number :: len(wishes) // n_few]
                 single = await asyncio.to_thread(generate.run, few, batch=1, threads=1)
                 runs.setdefault("hf_single_1_thread", []).append(single)
             if not is_whole:
