@@ -13,10 +13,11 @@ Without B, blocks are pages of a pool, and a table says which pages a row has.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import IntEnum
 from functools import cache
 from math import gcd, prod
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 from dvrt.wire import message
 
@@ -34,6 +35,18 @@ class Strides(NamedTuple):
 
     base: int
     by_axis: Mapping[str, int]
+
+
+class Sizes(TypedDict):
+    """What every layout is told; see Layout."""
+
+    layers: int
+    rows: int
+    heads: int
+    tokens: int
+    dim: int
+    item_bytes: int
+    dtype: NotRequired[str]
 
 
 @message("kv.layout", version=2)
@@ -82,109 +95,29 @@ class Layout:
             raise ValueError(f"dim {self.dim} in lanes of {self.lanes}")
 
     @classmethod
-    def paper(
-        cls,
-        *,
-        layers: int,
-        rows: int,
-        heads: int,
-        tokens: int,
-        dim: int,
-        item_bytes: int,
-        dtype: str = "",
-    ) -> Layout:
+    def paper(cls, **sizes: Unpack[Sizes]) -> Layout:
         """DéjàVu's: keys ``[L,B,H,Dh/x,T,x]`` with x = 16 bytes, values ``[L,B,H,T,Dh]``.
 
         ``x`` is smaller where 16 bytes do not divide a head.
         """
-        return cls(
-            order="LBHDTX",
-            value_order="LBHTD",
-            layers=layers,
-            rows=rows,
-            heads=heads,
-            tokens=tokens,
-            dim=dim,
-            item_bytes=item_bytes,
-            dtype=dtype,
-            lanes=gcd(dim, max(1, 16 // item_bytes)),
-        )
+        whole = cls(order="LBHTD", **sizes)
+        lanes = gcd(whole.dim, max(1, 16 // whole.item_bytes))
+        return replace(whole, order="LBHDTX", value_order="LBHTD", lanes=lanes)
 
     @classmethod
-    def head_major(
-        cls,
-        *,
-        layers: int,
-        rows: int,
-        heads: int,
-        tokens: int,
-        dim: int,
-        item_bytes: int,
-        dtype: str = "",
-    ) -> Layout:
+    def head_major(cls, **sizes: Unpack[Sizes]) -> Layout:
         """``[L,2,B,H,T,D]``: what attention on the CPU wants."""
-        return cls(
-            order="LCBHTD",
-            layers=layers,
-            rows=rows,
-            heads=heads,
-            tokens=tokens,
-            dim=dim,
-            item_bytes=item_bytes,
-            dtype=dtype,
-        )
+        return cls(order="LCBHTD", **sizes)
 
     @classmethod
-    def token_major(
-        cls,
-        *,
-        layers: int,
-        rows: int,
-        heads: int,
-        tokens: int,
-        dim: int,
-        item_bytes: int,
-        dtype: str = "",
-    ) -> Layout:
+    def token_major(cls, **sizes: Unpack[Sizes]) -> Layout:
         """``[L,2,B,T,H,D]``: usual on CUDA."""
-        return cls(
-            order="LCBTHD",
-            layers=layers,
-            rows=rows,
-            heads=heads,
-            tokens=tokens,
-            dim=dim,
-            item_bytes=item_bytes,
-            dtype=dtype,
-        )
+        return cls(order="LCBTHD", **sizes)
 
     @classmethod
-    def paged(
-        cls,
-        *,
-        layers: int,
-        rows: int,
-        heads: int,
-        tokens: int,
-        dim: int,
-        item_bytes: int,
-        block_tokens: int,
-        pages: int,
-        dtype: str = "",
-    ) -> Layout:
+    def paged(cls, *, block_tokens: int, pages: int, **sizes: Unpack[Sizes]) -> Layout:
         """``[L,2,pages,block,H,D]``: a pool of pages, with a table of each row's pages."""
-        return cls(
-            order="LCNTHD",
-            layers=layers,
-            rows=rows,
-            heads=heads,
-            tokens=tokens,
-            dim=dim,
-            item_bytes=item_bytes,
-            dtype=dtype,
-            block_tokens=block_tokens,
-            pages=pages,
-        )
+        return cls(order="LCNTHD", block_tokens=block_tokens, pages=pages, **sizes)
 
     def packed(self, *, layers: int, rows: int, heads: int, tokens: int) -> Layout:
         """This order without gaps for a box of that shape: all its keys, then all its values."""
