@@ -33,10 +33,10 @@ class OneLog:
         reach = LogRange(slot=0, seq=1, epoch=1, start=start, stop=self.length)
         return Copy(ranges=(reach,), packed=bytes(self.length - start), is_all=True)
 
-    def lacks(self, holder: str, slots: Any = None) -> None:
+    def mark_lost(self, holder: str, slots: Any = None) -> None:
         self.sent = 0
 
-    forget = lacks
+    forget = mark_lost
 
 
 class Road:
